@@ -1,0 +1,1 @@
+"""Devices and meters: everything that talks to hardware."""

@@ -1,0 +1,1 @@
+"""What runs on the device: the agent (docs/agent-protocol.md)."""

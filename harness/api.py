@@ -1,0 +1,474 @@
+"""The nouns every part of edgewatt shares: what is measured, with what, and what is left behind.
+
+Seconds, watts, joules, hertz, bytes and degrees Celsius everywhere; other units live at a device's edge.
+A time is a number of seconds on a named clock (`boottime`, `monotonic` or `realtime`, of one machine).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Facts = Mapping[str, Any]  # what can be written as JSON
+
+
+class HarnessError(Exception):
+    """Something went wrong in a way we foresaw; the message says what was found, wanted, and the next step."""
+
+
+class TransientError(HarnessError):
+    """A lost link or a busy port: the same call may work a moment later."""
+
+
+class UsageError(HarnessError):
+    """The asking was wrong (an input, an option, a store): nothing was started. The command line exits with 2."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is measured
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One measured quantity of one piece of hardware.
+
+    A gauge (power, temperature) is a level and is integrated; a counter (energy) only grows and is subtracted.
+    """
+
+    name: str  # the maker's spelling: "VDD_IN", "package-0"
+    quantity: str  # power, energy, voltage, current, temperature, frequency, utilisation, memory
+    unit: str  # W, J, V, A, degC, Hz, 1, B
+    kind: Literal["gauge", "counter"]
+    covers: str  # the hardware it covers, in words
+    boundary: str = ""  # where the joules are counted: rails, package, module, board, battery, dc-input, wall
+    quantum: float | None = None  # smallest step of a reading, in `unit`; None: unknown
+    gain_error: float | None = None  # relative error of the sensor at 95 %, from its data sheet; None: unknown
+    parent: str | None = None  # the channel that contains this one; the two are never added
+    wraps_at: float | None = None  # counters: the value after which it starts at 0 again; None: it never wraps
+    averaging_s: float | None = None  # gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown
+
+    @property
+    def is_energy(self) -> bool:
+        """Whether joules can be had from this channel."""
+        return self.quantity in ("power", "energy")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A meter's samples on one clock.
+
+    `t_s` (n,) rises (equal stamps do not occur); `values` (n, c) has one column per channel, NaN where a reading is
+    missing. Times are the mid-points of the reads unless the sensor stamps its own readings.
+    `facts` tells how it was sampled; an agent fills in `rate_asked_hz`, `rate_hz` (achieved), `gap_p99_s`,
+    `gap_max_s`, `gap_limit_s`, `read_s` (median duration of a read), `cpu_s_per_s` (its own cost), `errors`
+    (channel -> count and last text) and `ended` (why sampling stopped, when it was not asked to).
+    """
+
+    meter: str
+    clock: str
+    channels: tuple[Channel, ...]
+    t_s: Floats
+    values: Floats
+    facts: Facts = field(default_factory=dict)
+
+    def column(self, channel: str) -> Floats:
+        """The samples (n,) of one channel; KeyError if the trace has no such channel."""
+        for k, c in enumerate(self.channels):
+            if c.name == channel:
+                return self.values[:, k]
+        raise KeyError(f"{self.meter} has no channel {channel}; it has {', '.join(c.name for c in self.channels)}")
+
+    def channel(self, name: str) -> Channel:
+        """The channel of that name; KeyError if there is none."""
+        for c in self.channels:
+            if c.name == name:
+                return c
+        raise KeyError(f"{self.meter} has no channel {name}; it has {', '.join(c.name for c in self.channels)}")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named, unbroken interval of a run: idle, load, warmup, window, preprocess, detect, ...
+
+    `window` is the steady part in which whole items ran one after the other; a phase of an item (`detect`) that
+    stands here by its own name ran alone, looped, so that a slow sensor could see it.
+    """
+
+    phase: str
+    start_s: float
+    end_s: float
+    items: int = 0
+    repeat: int = 0
+    clock: str = "boottime"
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True)
+class Items:
+    """When each phase of each item began and ended: one row per (item, phase), in order of time.
+
+    All arrays have shape (n,). `names` are the phase names `phase` points into; `picture` is the index of the
+    input; `part` is the name of the surrounding Phase (`warmup`, `window`, or an isolated phase's own name).
+    """
+
+    names: tuple[str, ...]
+    item: Ints  # running number of the item within its repeat and part
+    picture: Ints
+    phase: Ints  # index into names
+    part: Ints  # index into parts
+    repeat: Ints
+    start_s: Floats
+    end_s: Floats
+    parts: tuple[str, ...] = ("window",)
+
+    @staticmethod
+    def none() -> Items:
+        """No items at all."""
+        i, f = np.empty(0, np.int64), np.empty(0)
+        return Items((), i, i, i, i, i, f, f)
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+
+@dataclass(frozen=True)
+class ClockOffset:
+    """Device clock minus harness clock, as a line in harness time: offset_s + drift * (t - at_s), within bound_s."""
+
+    offset_s: float = 0.0
+    bound_s: float = 0.0
+    drift: float = 0.0
+    at_s: float = 0.0
+    n: int = 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes out
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One derived number. `uncertainty` is the half-width of its 95 % interval, in `unit`; None: it has none (a count).
+
+    `method` says in words how it was obtained; `parts` is the uncertainty budget (name -> half-width in `unit`).
+    """
+
+    metric: str
+    value: float
+    uncertainty: float | None
+    unit: str
+    phase: str
+    n: int
+    method: str
+    meter: str = ""
+    boundary: str = ""
+    parts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A doubt about a run, with its evidence in numbers. A flag that voids makes the named metrics unusable.
+
+    `flag` is one of the names in `edgewatt.harness.flags`; `voids` lists metrics ("energy_j", "ap") or is empty.
+    `meter` names the meter it speaks of, if it speaks of one.
+    """
+
+    flag: str
+    voids: tuple[str, ...]
+    detail: str
+    meter: str = ""
+
+
+@dataclass(frozen=True)
+class RunError:
+    """How a run ended badly: `kind` (crashed, hung, out_of_memory, killed, refused, lost_link, interrupted, failed)."""
+
+    kind: str
+    message: str
+    detail: str = ""  # traceback or the last lines of stderr
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything one execution left behind; never changed afterwards.
+
+    `spec` holds every parameter (workload, protocol) as JSON values; `device` what the device said of itself;
+    `engine` what the model really ran on; `software` versions by name; `artefacts` name -> sha256;
+    `outputs` name -> path of a file to keep (the store copies it, and hands back its own path).
+    """
+
+    id: str
+    created_utc: str  # ISO 8601, a label only
+    device_name: str
+    workload: str
+    spec: Facts
+    device: Facts
+    engine: Facts = field(default_factory=dict)
+    software: Facts = field(default_factory=dict)
+    artefacts: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    clock_offset: ClockOffset = ClockOffset()
+    phases: tuple[Phase, ...] = ()
+    items: Items = field(default_factory=Items.none)
+    traces: tuple[Trace, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    flags: tuple[Flag, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: RunError | None = None
+    cell: str = ""  # the sweep cell this run fills, and which attempt it was
+    attempt: int = 0
+
+    def trace(self, meter: str) -> Trace:
+        """The trace of one meter; KeyError if the run has none."""
+        for t in self.traces:
+            if t.meter == meter:
+                return t
+        raise KeyError(f"run {self.id} has no meter {meter}; it has {', '.join(t.meter for t in self.traces)}")
+
+    def as_json(self) -> dict[str, Any]:
+        """What `run --json` prints of this run, the store's address apart."""
+        return {
+            "run": self.id,
+            "created_utc": self.created_utc,
+            "device": self.device_name,
+            "workload": self.workload,
+            "spec": dict(self.spec),
+            "measurements": [dataclasses.asdict(m) for m in self.measurements],
+            "phases": [dataclasses.asdict(p) for p in self.phases],
+            "flags": [dataclasses.asdict(f) | {"voids": list(f.voids)} for f in self.flags],
+            "warnings": list(self.warnings),
+            "error": dataclasses.asdict(self.error) if self.error else None,
+            "device_facts": dict(self.device),
+            "engine": dict(self.engine),
+            "software": dict(self.software),
+            "artefacts": dict(self.artefacts),
+            "outputs": {k: str(v) for k, v in self.outputs.items()},
+            "meters": [
+                {"meter": t.meter, "clock": t.clock, "samples": len(t.t_s), "facts": dict(t.facts)}
+                | {"channels": [dataclasses.asdict(c) for c in t.channels]}
+                for t in self.traces
+            ],
+            "cell": self.cell,
+            "attempt": self.attempt,
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What measures
+
+
+class AgentProcess(ABC):
+    """One verb of the agent, running on a device. Its events are JSON objects, one a line (docs/agent-protocol.md)."""
+
+    @abstractmethod
+    def events(self, silence_s: float | None = None) -> Iterator[Mapping[str, Any]]:
+        """Events as they arrive, until the process ends; TimeoutError after `silence_s` seconds without one."""
+
+    @abstractmethod
+    def stop(self, grace_s: float = 5.0) -> Exit:
+        """Ask it to end, make it end after `grace_s`, and everything it started with it. Twice is harmless."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: `status` (None when a signal ended it), `signal` by name ("SIGKILL"), the end of stderr."""
+
+    status: int | None
+    signal: str | None
+    stderr: str
+    out_of_memory: bool = False  # the kernel's OOM killer was seen at work while it ran
+
+
+class Meter(ABC):
+    """A source of timed readings on one clock, sampled by itself (an agent, a stream) between `start` and `stop`.
+
+    A plugin of the group `edgewatt.meters` is a class of this kind. Whoever opens a meter stops it.
+    """
+
+    name: str
+    channels: tuple[Channel, ...]
+    period_s: float  # asked time between two samples
+    clock: str = "boottime"
+
+    @classmethod
+    def found_on(cls, device: Device) -> Sequence[Meter]:
+        """The meters of this kind that `device` has, probed by value: a sensor that gives no sane reading is absent."""
+        return ()
+
+    @classmethod
+    def attached_to(cls, device: Device, address: str, **options: Any) -> Meter:
+        """A meter of this kind at `address`, wired to `device` by hand (`--meter KIND:ADDRESS`, the device file)."""
+        raise UsageError(f"{cls.__name__}: found by itself, cannot be attached at {address!r}; leave it out")
+
+    @abstractmethod
+    def start(self) -> None:
+        """Sampling begins; returns once the first sample is in. HarnessError if none comes."""
+
+    @abstractmethod
+    def stop(self) -> Trace:
+        """Sampling ends; everything sampled since `start`. What went wrong meanwhile is in the trace's facts."""
+
+
+class Device(ABC):
+    """The unit under test: a shell, some facts, its meters, and an agent. A context manager; closing twice is harmless.
+
+    A plugin of the group `edgewatt.devices` is a class of this kind, made by `from_config`.
+    """
+
+    name: str
+    kind: ClassVar[str]
+    clock: str = "boottime"
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, name: str, address: str, options: Mapping[str, Any]) -> Device:
+        """The device at `address` ("" for the kind's own default); `options` are the keys of the device file."""
+
+    @abstractmethod
+    def describe(self) -> Facts:
+        """What the device is and how it is set up, as JSON values."""
+
+    @abstractmethod
+    def start(self, verb: str, job: Facts) -> AgentProcess:
+        """The agent, started with one verb and one job (docs/agent-protocol.md)."""
+
+    @abstractmethod
+    def put(self, path: Path) -> str:
+        """Where the device finds that file or folder, pushed once by content hash if it has to be."""
+
+    @abstractmethod
+    def get(self, remote: str, into: Path) -> Path:
+        """A file of the device, brought into the folder `into`."""
+
+    @abstractmethod
+    def scratch(self) -> str:
+        """A folder on the device for one run's files, empty; removed by `close`."""
+
+    @abstractmethod
+    def meters(self) -> Sequence[Meter]:
+        """Every meter the device has, probed by value; health (temperature, clocks) as well as energy."""
+
+    def clock_offset(self) -> ClockOffset:
+        """Device clock against the harness's, with its bound. Zero where both are the same clock."""
+        return ClockOffset()
+
+    def controls(self, wanted: Mapping[str, Any]) -> AbstractContextManager[Facts]:
+        """Sets power mode, governor and the like, and puts them back on any exit; gives what was read back."""
+        if wanted:
+            raise UsageError(f"{self.name}: has no control named {', '.join(wanted)}")
+        return nullcontext({})
+
+    def health(self) -> Sequence[Flag]:
+        """What would spoil a measurement that started now (charging, hot, throttled), each with numbers."""
+        return ()
+
+    def close(self) -> None:
+        """Nothing of ours is left on the device."""
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What runs
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an agent executes: a runner (import path "module:Class", looked up on the device) and its parameters.
+
+    `params` goes to the runner as it is; `item_count` distinct inputs; `item_phases` in the order they occur in an item.
+    `isolate` are the item phases worth looping alone when the device has a power sensor.
+    `artefacts` name -> sha256 of every file the result depends on.
+    """
+
+    runner: str
+    params: Facts
+    item_count: int
+    item_phases: tuple[str, ...]
+    isolate: tuple[str, ...] = ()
+    artefacts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a workload made of the outputs: measurements, flags, and files worth keeping (name -> path)."""
+
+    measurements: tuple[Measurement, ...] = ()
+    flags: tuple[Flag, ...] = ()
+    warnings: tuple[str, ...] = ()
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Workload(ABC):
+    """A model's inference job; a dataclass whose fields are its parameters. It never reads a clock or a meter.
+
+    A plugin of the group `edgewatt.workloads` is a class of this kind.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, device: Device) -> Job:
+        """Artefacts made once by content hash and put on the device, and the job that uses them.
+
+        UsageError for anything wrong with the parameters or the input, before anything is measured.
+        """
+
+    @abstractmethod
+    def score(self, outputs: Path, into: Path) -> Score:
+        """Quality from what the runner saved in the folder `outputs`; files worth keeping are written into `into`.
+
+        Depends on nothing but the parameters and that folder, so that `recompute` gives it again.
+        """
+
+    def flags(self) -> Sequence[Flag]:
+        """Doubts that hold for any run with these parameters (synthetic weights)."""
+        return ()
+
+
+class Runner(ABC):
+    """The device's side of a workload, in the agent's process: loads a model and runs items. It never reads a clock.
+
+    Made once per job as `Runner(params)`, where `params` is the job's; closed by the end of the process.
+    """
+
+    @abstractmethod
+    def load(self) -> Facts:
+        """The model made ready; what it really runs on (engine, provider per node, threads, kernel library)."""
+
+    @abstractmethod
+    def run(self, index: int, mark: Any) -> Any:
+        """Item `index` done whole, `mark(phase)` called at the start of each phase; its output, to be kept.
+
+        The end of the item is marked by the agent.
+        """
+
+    def run_phase(self, phase: str, index: int) -> None:
+        """One phase of item `index`, alone; called only for the job's `isolate`, after `run` has seen every item."""
+        raise NotImplementedError(f"{type(self).__name__} cannot run {phase} alone")
+
+    @abstractmethod
+    def save(self, outputs: Mapping[int, Any], folder: Path) -> None:
+        """The first output of each item, written into `folder` in the form `Workload.score` reads."""
+
+
+def with_measurements(run: Run, measurements: Sequence[Measurement], flags: Sequence[Flag]) -> Run:
+    """The same run with other conclusions drawn from the same raw samples."""
+    return dataclasses.replace(run, measurements=tuple(measurements), flags=tuple(flags))

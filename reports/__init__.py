@@ -1,0 +1,1 @@
+"""Reports: functions from runs to pages and figures."""

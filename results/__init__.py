@@ -1,0 +1,1 @@
+"""The store: runs and metrics in a database, raw traces in Parquet."""

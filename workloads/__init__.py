@@ -1,0 +1,1 @@
+"""Models to run, and what scores them."""

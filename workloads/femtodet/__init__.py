@@ -1,0 +1,1 @@
+"""FemtoDet (Tu et al., ICCV 2023, arXiv 2301.06719)."""
