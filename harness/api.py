@@ -351,7 +351,7 @@ class Device(ABC):
 
     @abstractmethod
     def get(self, remote: str, into: Path) -> Path:
-        """A file of the device, brought into the folder `into`."""
+        """A file or folder of the device, brought into the folder `into` under its own name; where it is there."""
 
     @abstractmethod
     def scratch(self) -> str:
@@ -373,6 +373,10 @@ class Device(ABC):
 
     def health(self) -> Sequence[Flag]:
         """What would spoil a measurement that started now (charging, hot, throttled), each with numbers."""
+        return ()
+
+    def steady_nodes(self) -> Sequence[Facts]:
+        """What warm-up watches besides latency until it settles: `{"name", "path", "scale", "tolerance"}` each."""
         return ()
 
     def close(self) -> None:

@@ -1,0 +1,362 @@
+"""The run loop: one workload on one device, measured; a finished Run comes back, whatever happened on the way.
+
+It does not save, plot or print.
+"""
+
+import contextlib
+import dataclasses
+import platform
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgewatt.harness import analysis, clocks, energy
+from edgewatt.harness.api import (
+    AgentProcess,
+    Device,
+    Exit,
+    Flag,
+    HarnessError,
+    Job,
+    Measurement,
+    Meter,
+    Run,
+    RunError,
+    Score,
+    Trace,
+    UsageError,
+    Workload,
+)
+from edgewatt.harness.record import Record
+
+PROBE_S = 1.0  # how long a meter is watched before the run to see how often it refreshes
+RAW = "raw/"  # prefix of the outputs that the runner itself saved; `recompute` scores them again
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a run is measured; every field can be set by `--set`, and all are kept in the run's spec."""
+
+    repeats: int = 3
+    idle_s: float = 3.0  # idle before the first and after each window
+    window_s: float = 10.0  # steady window, at least; made longer where a meter's update period asks for it
+    isolated_s: float = 3.0  # each phase looped alone, at least; 0 leaves the isolated phases out
+    max_window_s: float = 120.0  # no window is made longer than this, not even for a slow meter
+    warmup_min_s: float = 1.0
+    warmup_max_s: float = 60.0
+    steady_tolerance: float = 0.02  # relative change of block medians that still counts as steady
+    item_timeout_s: float = 120.0  # an item that takes longer is a hang
+    load_timeout_s: float = 600.0
+    memory_limit_bytes: int | None = None
+    affinity: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("idle_s", "isolated_s", "warmup_min_s"):
+            if not 0 <= getattr(self, name) < 86400:
+                raise UsageError(f"{name}={getattr(self, name)}: wanted 0 to 86400 seconds")
+        for name in ("window_s", "max_window_s", "item_timeout_s", "load_timeout_s"):
+            if not 0 < getattr(self, name) < 86400:
+                raise UsageError(f"{name}={getattr(self, name)}: wanted more than 0 and less than 86400 seconds")
+        if not 1 <= self.repeats <= 1000:
+            raise UsageError(f"repeats={self.repeats}: wanted 1 to 1000")
+        if self.warmup_max_s < self.warmup_min_s:
+            raise UsageError(f"warmup_max_s={self.warmup_max_s} is less than warmup_min_s={self.warmup_min_s}")
+        if self.max_window_s < self.window_s:
+            raise UsageError(f"max_window_s={self.max_window_s} is less than window_s={self.window_s}; raise it too")
+        if not 0 < self.steady_tolerance < 1:
+            raise UsageError(f"steady_tolerance={self.steady_tolerance}: wanted a share between 0 and 1")
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes < 1 << 26:
+            raise UsageError(f"memory_limit_bytes={self.memory_limit_bytes}: wanted at least 64 MiB (67108864)")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come, for whoever shows it: `share` 0..1 of the present stage."""
+
+    stage: str
+    repeat: int
+    repeats: int
+    items: int
+    share: float
+
+
+def measure(
+    device: Device,
+    workload: Workload,
+    protocol: Protocol,
+    into: Path,
+    *,
+    extra_meters: Sequence[Meter] = (),
+    controls: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Run:
+    """One finished run. Files it leaves (outputs) lie in `into` until somebody stores them.
+
+    Raises UsageError when nothing could be started (parameters, input, controls). Everything after that, an
+    interrupt too, ends in a Run with its error.
+    """
+    progress(Progress("prepare", 0, protocol.repeats, 0, 0.0))
+    job = workload.prepare(device)
+    controls = dict(controls or {})
+    facts = dict(device.describe())
+    gate = tuple(device.health())
+    now = datetime.now(timezone.utc)
+    run = Run(
+        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        created_utc=now.isoformat(timespec="seconds"),
+        device_name=device.name,
+        workload=workload.name,
+        spec={**_fields(workload), **_fields(protocol), "controls": controls},
+        device=facts,
+        software=software(),
+        artefacts=dict(job.artefacts),
+        flags=gate,
+    )
+    record, traces, notes, error = Record(clock=device.clock), (), [], None
+    session = _Session(device, job, protocol, record, progress)
+    try:
+        with device.controls(controls) as read_back:
+            run = dataclasses.replace(run, spec={**run.spec, "controls_read_back": dict(read_back)})
+            meters = [*device.meters(), *extra_meters]
+            window_s, isolated_s, notes = _windows(meters, protocol)
+            before = device.clock_offset()
+            try:
+                with session.sampled(meters):
+                    session.execute(window_s, isolated_s if any(map(_measures_energy, meters)) else 0.0)
+            finally:
+                traces = session.traces
+            run = dataclasses.replace(run, clock_offset=clocks.line(before, device.clock_offset()))
+    except KeyboardInterrupt:
+        error = RunError("interrupted", f"stopped by hand during {_place(record)}")
+    except UsageError:
+        raise
+    except _Ended as ended:
+        error = ended.error
+    except HarnessError as failure:
+        error = RunError("failed", str(failure))
+    run = dataclasses.replace(
+        run,
+        engine={**record.engine, "steady": record.steady},
+        phases=record.phases,
+        items=record.items,
+        traces=traces,
+        error=error,
+    )
+    return conclude(run, workload, session.outputs(into), into, gate, notes)
+
+
+def conclude(
+    run: Run, workload: Workload, raw: Path | None, into: Path, gate: Sequence[Flag] = (), notes: Sequence[str] = ()
+) -> Run:
+    """The same run with every conclusion drawn from its raw part: energies, latencies, quality, flags.
+
+    `raw` is the folder of the runner's outputs, None if there are none; files worth keeping are written into `into`.
+    """
+    measurements, flags, warnings = analysis.analyse(run)
+    score = Score()
+    if raw is not None:
+        score = workload.score(raw, into)
+    outputs = dict(score.outputs)
+    if raw is not None:
+        outputs |= {f"{RAW}{p.relative_to(raw)}": p for p in sorted(raw.rglob("*")) if p.is_file()}
+    every = [*gate, *workload.flags(), *score.flags, *flags]
+    return dataclasses.replace(
+        run,
+        measurements=(*measurements, *score.measurements),
+        flags=tuple(dict.fromkeys(every)),
+        warnings=tuple(dict.fromkeys((*notes, *warnings, *score.warnings))),
+        outputs=outputs,
+    )
+
+
+def recompute(run: Run, workload: Workload, into: Path) -> Run:
+    """The run with every number derived anew from the raw samples that were stored with it."""
+    raw = into / "raw"
+    for name, path in run.outputs.items():
+        if name.startswith(RAW):
+            target = raw / name.removeprefix(RAW)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return conclude(run, workload, raw if raw.is_dir() else None, into)
+
+
+def software() -> dict[str, str]:
+    """Versions of what a number may depend on, by distribution name."""
+    found = {"python": platform.python_version()}
+    for name in ("edgewatt", "numpy", "scipy", "onnxruntime", "torch", "ncnn", "opencv-python-headless", "pycocotools"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+class _Ended(Exception):
+    """The agent's process ended otherwise than by finishing its job."""
+
+    def __init__(self, error: RunError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _Session:
+    """One job on one device: its agent, its meters' traces, and where it left its outputs."""
+
+    def __init__(
+        self, device: Device, job: Job, protocol: Protocol, record: Record, progress: Callable[[Progress], None]
+    ) -> None:
+        self._device, self._job, self._protocol = device, job, protocol
+        self._record, self._progress = record, progress
+        self.traces: tuple[Trace, ...] = ()
+
+    @contextlib.contextmanager
+    def sampled(self, meters: Sequence[Meter]) -> Iterator[None]:
+        """Every meter samples inside; afterwards `traces` holds what they saw, also when something broke."""
+        running: list[Meter] = []
+        try:
+            for meter in meters:
+                running.append(meter)
+                meter.start()
+            yield
+        finally:
+            traces = []
+            for meter in running:
+                with contextlib.suppress(HarnessError):  # one that never started; its absence is said by `start`
+                    traces.append(meter.stop())
+            self.traces = tuple(traces)
+
+    def execute(self, window_s: float, isolated_s: float) -> None:
+        """Runs the job to its end; _Ended with the reason if it does not get there."""
+        p = self._protocol
+        steady = {"min_s": p.warmup_min_s, "max_s": p.warmup_max_s, "tolerance": p.steady_tolerance, "block_s": 0.5}
+        self._folder = self._device.scratch()
+        process = self._device.start(
+            "run",
+            {
+                "runner": self._job.runner,
+                "params": dict(self._job.params),
+                "item_count": self._job.item_count,
+                "item_phases": list(self._job.item_phases),
+                "isolate": list(self._job.isolate) if isolated_s else [],
+                "folder": self._folder,
+                "repeats": p.repeats,
+                "idle_s": p.idle_s,
+                "window_s": window_s,
+                "isolated_s": isolated_s,
+                "max_window_s": max(p.max_window_s, window_s),
+                "min_items": 1,
+                "steady": {**steady, "nodes": [dict(n) for n in self._device.steady_nodes()]},
+                "memory_limit_bytes": p.memory_limit_bytes,
+                "affinity": list(p.affinity) if p.affinity else None,
+            },
+        )
+        try:
+            self._follow(process)
+        finally:
+            ended = process.stop()
+        if not self._record.is_done:
+            raise _Ended(_why(self._record, ended))
+
+    def _follow(self, process: AgentProcess) -> None:
+        """Takes events until the process ends; a hang (no item finished in time) is an error."""
+        record, p = self._record, self._protocol
+        progressed, at = None, time.monotonic()
+        try:
+            for event in process.events(silence_s=30.0):
+                record.take(event)
+                where = (record.stage, record.repeat, record.items_done, len(record.phases))
+                if where != progressed:
+                    progressed, at = where, time.monotonic()
+                limit_s = p.load_timeout_s if record.stage == "load" else max(p.item_timeout_s, p.idle_s + 30)
+                if time.monotonic() - at > limit_s:
+                    raise _Ended(_hang(record, limit_s))
+                self._progress(Progress(record.stage, record.repeat, p.repeats, record.items_done, record.share))
+        except TimeoutError as error:
+            raise _Ended(_hang(record, 30.0)) from error
+
+    def outputs(self, into: Path) -> Path | None:
+        """The folder of the runner's outputs, brought here; None if it saved none."""
+        if self._record.saved is None:
+            return None
+        return self._device.get(self._record.saved, into)
+
+
+def _hang(record: Record, limit_s: float) -> RunError:
+    return RunError(
+        "hung",
+        f"no progress for {limit_s:.0f} s during {_place(record)}; the process was ended. "
+        "If the model is that slow, raise item_timeout_s or load_timeout_s",
+    )
+
+
+def _why(record: Record, ended: Exit) -> RunError:
+    """How the model's process ended, in words a user can act on."""
+    place = _place(record)
+    if record.error is not None:
+        kind = str(record.error.get("kind", "failed"))
+        message = str(record.error.get("message", ""))[:500]
+        if kind == "out_of_memory":
+            message = f"not enough memory during {place}: {message}; use a smaller size or raise memory_limit_bytes"
+        return RunError(kind, message, str(record.error.get("detail", "")))
+    if ended.out_of_memory:
+        return RunError("out_of_memory", f"killed by the kernel for want of memory during {place}", ended.stderr)
+    if ended.signal is not None:
+        kind = "killed" if ended.signal in ("SIGKILL", "SIGTERM") else "crashed"
+        return RunError(kind, f"the model's process was ended by {ended.signal} during {place}", ended.stderr)
+    if record.ended == "stopped":
+        return RunError("killed", f"the model's process was asked to stop during {place}", ended.stderr)
+    return RunError(
+        "crashed", f"the model's process ended with status {ended.status} during {place}, without a word", ended.stderr
+    )
+
+
+def _place(record: Record) -> str:
+    return f"{record.stage} (repeat {record.repeat + 1}, {record.items_done} items done)"
+
+
+def _measures_energy(meter: Meter) -> bool:
+    return any(c.is_energy for c in meter.channels)
+
+
+def _windows(meters: Sequence[Meter], protocol: Protocol) -> tuple[float, float, list[str]]:
+    """Window and isolated-phase length that the slowest energy meter supports, and what was changed for it."""
+    window_s, isolated_s, notes = protocol.window_s, protocol.isolated_s, []
+    for meter in filter(_measures_energy, meters):
+        meter.start()
+        time.sleep(PROBE_S)
+        trace = meter.stop()
+        for channel in trace.channels:
+            if not channel.is_energy:
+                continue
+            update = energy.update_period(trace, channel.name)
+            if not update.known:
+                continue
+            needed_s = energy.minimum_window_s(update.period_s)
+            if needed_s > window_s:
+                window_s = min(needed_s, protocol.max_window_s)
+                notes.append(
+                    f"{meter.name}/{channel.name} refreshes every {update.period_s:.3g} s, so windows last "
+                    f"{window_s:.3g} s instead of {protocol.window_s:.3g} s"
+                )
+            if isolated_s:
+                isolated_s = max(isolated_s, min(needed_s, protocol.max_window_s))
+    return window_s, isolated_s, notes
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    """A dataclass's fields as JSON values."""
+    return {k: _plain(v) for k, v in dataclasses.asdict(thing).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+__all__ = ["Measurement", "Progress", "Protocol", "conclude", "measure", "recompute", "software"]
