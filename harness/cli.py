@@ -1,0 +1,383 @@
+"""The command line. The only file that sees everything; whatever is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgewatt.harness.api import Run
+    from edgewatt.results.store import Store
+
+FAILED, USAGE = 1, 2
+
+_store = click.option(
+    "--store", "address", envvar="EDGEWATT_STORE", default="runs", show_default=True,
+    help="Folder or database URL of the runs.",
+)  # fmt: skip
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_devices = click.option(
+    "--devices", "device_file", type=click.Path(path_type=Path),
+    help="Device file (TOML); default: $EDGEWATT_DEVICES, else ./devices.toml.",
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="edgewatt", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Benchmark vision models on edge devices, with joules that carry an error bar and a boundary."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Looking at devices
+
+
+@cli.command()
+@_devices
+@_json
+@click.option("--seconds", default=1.0, show_default=True, help="How long each meter is watched.")
+def devices(device_file: Path | None, as_json: bool, seconds: float) -> None:
+    """What is connected, its meters, how often they refresh, what each can and cannot support."""
+    from edgewatt.harness import survey
+    from edgewatt.harness.devicefile import entries
+
+    found = [survey.look(entry, seconds) for entry in entries(device_file).values()]
+    if as_json:
+        _print_json({"devices": found})
+    else:
+        _say(survey.in_words(found))
+
+
+@cli.command()
+@click.argument("device", default="host")
+@_devices
+@_json
+def doctor(device: str, device_file: Path | None, as_json: bool) -> None:
+    """What would spoil a measurement on DEVICE, and how to mend it."""
+    from edgewatt.harness import survey
+    from edgewatt.harness.devicefile import find
+
+    complaints = survey.doctor(find(device, device_file))
+    if as_json:
+        _print_json({"device": device, "complaints": complaints})
+    else:
+        _say("\n".join(f"- {c}" for c in complaints) or f"{device}: nothing found that would spoil a measurement")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+@cli.command()
+@click.argument("workload")
+@click.option("--device", default="host", show_default=True, help="host, KIND:ADDRESS, or a name of the device file.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of the workload or protocol.")
+@click.option("--repeats", type=int, help="Windows measured one after the other (default 3).")
+@click.option("--meter", "meters", multiple=True, metavar="KIND:ADDRESS", help="Attach a meter.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write the trade-off report here.")
+@_devices
+@_store
+@_json
+def run(
+    workload: str,
+    device: str,
+    settings: tuple[str, ...],
+    repeats: int | None,
+    meters: tuple[str, ...],
+    report: Path | None,
+    device_file: Path | None,
+    address: str,
+    as_json: bool,
+) -> None:
+    """Measure WORKLOAD on a device, in one go: time, energy and quality. `edgewatt run femtodet` needs nothing else."""
+    from edgewatt.harness import measure
+    from edgewatt.harness import settings as given
+    from edgewatt.harness.devicefile import find
+    from edgewatt.harness.progress import shown
+    from edgewatt.reports import text
+
+    values: dict[str, Any] = given.parsed(settings)
+    if repeats is not None:
+        values["repeats"] = repeats
+    job, protocol, controls = given.resolved(workload, values)
+    entry = find(device, device_file)
+    if report is not None:
+        _check_report(report)
+    store = _open(address, writing=True)
+    with (
+        entry.open() as unit,
+        tempfile.TemporaryDirectory(prefix="edgewatt-") as folder,
+        shown(as_json) as progress,
+    ):
+        finished = measure.measure(
+            unit, job, protocol, Path(folder),
+            extra_meters=entry.attached(unit, meters), controls=controls, progress=progress,
+        )  # fmt: skip
+        with _undisturbed():
+            store.add(finished)
+    finished = store.get(finished.id)
+    if as_json:
+        _print_json(finished.as_json() | {"store": store.address})
+    else:
+        _say(text.summary(finished))
+        _say(f"stored as {finished.id} in {store.address}; look at it with: edgewatt report tradeoff -o report.html")
+    if report is not None:
+        _write_report("tradeoff", [finished], report)
+    if finished.error is not None:
+        _complain(f"{workload} on {device}: {finished.error.message}")
+        raise SystemExit(FAILED)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs in the store
+
+
+@cli.command(name="list")
+@click.option("--workload", help="Only runs of this workload.")
+@click.option("--device", help="Only runs on this device.")
+@click.option("--limit", type=click.IntRange(1), help="Only the newest ones.")
+@_store
+@_json
+def list_runs(workload: str | None, device: str | None, limit: int | None, address: str, as_json: bool) -> None:
+    """The runs in the store, newest last."""
+    from edgewatt.reports import text
+
+    rows = _open(address).list(workload=workload, device=device, limit=limit)
+    if as_json:
+        import dataclasses
+
+        _print_json({"runs": [dataclasses.asdict(r) for r in rows]})
+    else:
+        _say(text.table(rows))
+
+
+@cli.command()
+@click.argument("run")
+@_store
+@_json
+def show(run: str, address: str, as_json: bool) -> None:
+    """One run: its numbers with error bars, its flags in words. RUN is an id, the start of one, or "latest"."""
+    from edgewatt.reports import text
+
+    store = _open(address)
+    found = store.get(run)
+    if as_json:
+        _print_json(found.as_json() | {"store": store.address})
+    else:
+        _say(text.summary(found))
+
+
+@cli.command()
+@click.argument("run")
+@_store
+@_json
+def recompute(run: str, address: str, as_json: bool) -> None:
+    """Every number of RUN derived again from its raw samples, beside the stored one."""
+    from edgewatt.harness import measure
+    from edgewatt.harness import settings as given
+    from edgewatt.results.compare import difference
+
+    store = _open(address)
+    old = store.get(run)
+    job = given.rebuilt(old)
+    with tempfile.TemporaryDirectory(prefix="edgewatt-") as folder:
+        new = measure.recompute(old, job, Path(folder))
+    changes = difference(old.measurements, new.measurements)
+    if as_json:
+        _print_json(new.as_json() | {"store": store.address, "changes": changes.as_json()})
+    else:
+        _say(f"{old.id}: {changes.in_words()}")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1)
+@click.option("--format", "form", type=click.Choice(["csv", "parquet", "json"]), default="csv", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder; default: stdout (csv, json).")
+@_store
+def export(runs: tuple[str, ...], form: str, output: Path | None, address: str) -> None:
+    """Runs (all, or those named) as a table, as JSON, or as Parquet with every raw sample."""
+    from edgewatt.harness.api import UsageError
+    from edgewatt.results import export as exporting
+
+    if output is None and form == "parquet":
+        raise UsageError("--format parquet writes files: name a folder with -o")
+    store = _open(address)
+    ids = [store.get(r).id for r in runs] or None
+    exporting.export(store, ids, form, output or sys.stdout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reports and tools
+
+
+@cli.group()
+def report() -> None:
+    """Pages and figures: -o FILE.html (one self-contained page), .pdf or .svg."""
+
+
+_output = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True,
+    help="Where to write; the suffix decides: .html, .pdf or .svg.",
+)  # fmt: skip
+
+
+@report.command()
+@click.argument("runs", nargs=-1)
+@_output
+@_store
+def tradeoff(runs: tuple[str, ...], output: Path, address: str) -> None:
+    """Latency, energy and quality of one or several RUNS (default: the latest), with error bars and flags."""
+    store = _open(address)
+    _write_report("tradeoff", [store.get(r) for r in runs or ("latest",)], output)
+
+
+@report.command()
+@click.argument("run", default="latest")
+@_output
+@_store
+def trace(run: str, output: Path, address: str) -> None:
+    """Power, temperature and clocks of one RUN over time, its phases shaded."""
+    _write_report("trace", [_open(address).get(run)], output)
+
+
+@cli.group()
+def convert() -> None:
+    """Tools of the workloads: checkpoints to deployable models."""
+
+
+@convert.command(name="femtodet")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="An mmcv .pth or a .safetensors file.")
+@click.option("--variant", type=click.Choice(["voc", "coco_large"]), default="voc", show_default=True)
+@click.option("--graphs", is_flag=True, help="Export the packaged graph structures anew from the torch code.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write into.")
+def convert_femtodet(checkpoint: Path | None, variant: str, graphs: bool, output: Path) -> None:
+    """FemtoDet as a deployable ONNX graph with every BatchNorm folded."""
+    from edgewatt.harness.api import UsageError
+    from edgewatt.workloads.femtodet import checkpoint as checkpoints
+    from edgewatt.workloads.femtodet import fold, graph
+
+    if graphs:
+        written = graph.export_structures(output)
+    elif checkpoint is not None:
+        written = [graph.write(output, fold.folded(checkpoints.load(checkpoint, variant)), variant)]
+    else:
+        raise UsageError("convert femtodet: name a --checkpoint, or ask for --graphs")
+    for path in written:
+        _say(str(path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the commands share
+
+
+def _open(address: str, *, writing: bool = False) -> Store:
+    """The store at an address; a command that only reads does not make one."""
+    from edgewatt.results.store import Store
+
+    return Store(address, create=writing)
+
+
+def _check_report(path: Path) -> None:
+    """Refuses a report path that could not be written, before anything is measured."""
+    from edgewatt.harness.api import UsageError
+
+    if path.suffix not in (".html", ".pdf", ".svg"):
+        raise UsageError(f"report {path}: found suffix {path.suffix!r}, wanted .html, .pdf or .svg")
+    folder = path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"report {path}: cannot write into {folder}; make that folder or name another")
+
+
+def _write_report(kind: str, runs: list[Run], path: Path) -> None:
+    from edgewatt.reports import trace as traces
+    from edgewatt.reports import tradeoff as tradeoffs
+
+    _check_report(path)
+    if kind == "trace":
+        traces.write(runs[0], path)
+    else:
+        tradeoffs.write(runs, path)
+    _complain(f"wrote {path}")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    from edgewatt.results.plain import plain
+
+    click.echo(json.dumps(plain(value), indent=1, allow_nan=False))
+
+
+def _say(text: str) -> None:
+    click.echo(text)
+
+
+def _complain(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the run in hand is stored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_once(signum: int, frame: object) -> None:
+    """The first Ctrl-C (or SIGTERM) stops what runs and lets it clean up; further ones are told to wait."""
+    signal.signal(signal.SIGINT, lambda *_: _complain("stopping; one moment"))
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    raise KeyboardInterrupt
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Runs one command; its exit status. Errors are one line on stderr, a traceback only with --debug."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments  # wherever it stands
+    try:
+        cli.main(args=[a for a in arguments if a != "--debug"], prog_name="edgewatt", standalone_mode=False)
+        return 0
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("edgewatt: stopped by hand; nothing was left half-written")
+        return USAGE
+    except click.ClickException as error:
+        error.show()
+        return USAGE
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader went away; nothing more to say
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _explained(error)
+
+
+def _explained(error: Exception) -> int:
+    from edgewatt.harness.api import HarnessError, UsageError
+
+    if isinstance(error, HarnessError):
+        _complain(f"edgewatt: {error}")
+        return USAGE if isinstance(error, UsageError) else FAILED
+    _complain(f"edgewatt: unexpected {type(error).__name__}: {error}; run again with `edgewatt --debug ...` to see where")
+    return FAILED
+
+
+def main() -> int:
+    """Entry for the installed command."""
+    signal.signal(signal.SIGINT, _interrupt_once)
+    signal.signal(signal.SIGTERM, _interrupt_once)
+    return run_command()

@@ -1,0 +1,105 @@
+"""Devices by name: `host`, `KIND:ADDRESS`, or an entry of the device file, with the meters attached to it.
+
+    [devices.bench]
+    kind = "host"
+    sysfs = "/srv/fake-sys"
+    [devices.bench.meters.supply]
+    kind = "ppk2"
+    port = "/dev/ttyACM0"
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgewatt.harness import plugins
+from edgewatt.harness.api import Device, Meter, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RESERVED = ("kind", "address", "meters")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One device as configured: its kind, its address, the kind's own options, and attached meters by name."""
+
+    name: str
+    kind: str
+    address: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    meters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def open(self) -> Device:
+        """The device; whoever asks for it closes it."""
+        device: Device = plugins.load("devices", self.kind).from_config(self.name, self.address, self.options)
+        return device
+
+    def attached(self, device: Device, more: tuple[str, ...] = ()) -> list[Meter]:
+        """The meters wired by hand: those of the device file, then `more`, each "KIND:ADDRESS"."""
+        found = []
+        for name, options in self.meters.items():
+            rest = {k: v for k, v in options.items() if k not in ("kind", "port", "address")}
+            address = str(options.get("port", options.get("address", "")))
+            meter = plugins.load("meters", str(options["kind"])).attached_to(device, address, **rest)
+            meter.name = name
+            found.append(meter)
+        for text in more:
+            kind, _, address = text.partition(":")
+            found.append(plugins.load("meters", kind).attached_to(device, address))
+        return found
+
+
+def entries(path: Path | None = None) -> dict[str, Entry]:
+    """The devices of the device file, plus `host`, by name.
+
+    The file is `path`, else the one named by EDGEWATT_DEVICES, else ./devices.toml where it exists.
+    """
+    named = path or (Path(os.environ["EDGEWATT_DEVICES"]) if os.environ.get("EDGEWATT_DEVICES") else None)
+    found = {"host": Entry("host", "host")}
+    if named is None and not Path("devices.toml").is_file():
+        return found
+    file = named or Path("devices.toml")
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8")).get("devices", {})
+    except OSError as error:
+        raise UsageError(f"device file {file}: {error.strerror or error}; name another with --devices") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"device file {file} is not TOML: {error}") from error
+    if not isinstance(tables, Mapping):
+        raise UsageError(f"device file {file}: `devices` is not a table; write [devices.NAME] and below it kind = ...")
+    for name, table in tables.items():
+        found[name] = _entry(file, name, table)
+    return found
+
+
+def find(name: str, path: Path | None = None) -> Entry:
+    """The device called `name`: an entry of the device file, `host`, or `KIND:ADDRESS`."""
+    known = entries(path)
+    if name in known:
+        return known[name]
+    kind, colon, address = name.partition(":")
+    if colon and kind in plugins.available("devices"):
+        return Entry(name, kind, address)
+    raise UsageError(f"no device is called {name!r}; {plugins.nearest(name, [*known, *plugins.available('devices')])}")
+
+
+def _entry(file: Path, name: str, table: Any) -> Entry:
+    where = f"device file {file}, [devices.{name}]"
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where}: found {type(table).__name__}, wanted a table with kind = ...")
+    if not isinstance(table.get("kind"), str):
+        raise UsageError(f'{where}: wanted kind = "...", one of {", ".join(sorted(plugins.available("devices")))}')
+    if table["kind"] not in plugins.available("devices"):
+        raise UsageError(f"{where}: no kind {table['kind']!r}; {plugins.nearest(table['kind'], plugins.available('devices'))}")
+    meters = table.get("meters", {})
+    if not isinstance(meters, Mapping) or not all(isinstance(m, Mapping) and "kind" in m for m in meters.values()):
+        raise UsageError(f"{where}: each meter is a table [devices.{name}.meters.NAME] with kind = ...")
+    options = {k: v for k, v in table.items() if k not in RESERVED}
+    return Entry(name, table["kind"], str(table.get("address", "")), options, meters)
