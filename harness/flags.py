@@ -1,0 +1,104 @@
+"""The names of doubts about a run, what each means in plain words, and what it spoils."""
+
+from edgewatt.harness.plugins import nearest
+
+CHARGING = "charging"
+STALE = "stale"
+GAP = "gap"
+LOW_COVERAGE = "low_coverage"
+THROTTLED = "throttled"
+CLOCK_SKEW = "clock_skew"
+COUNTER_RESET = "counter_reset"
+WINDOW_TOO_SHORT = "window_too_short"
+NOT_STEADY = "not_steady"
+RAIL_MISSING = "rail_missing"
+ON_FALLBACK = "on_fallback"
+SIMULATED = "simulated"
+SYNTHETIC_WEIGHTS = "synthetic_weights"
+FEW_SAMPLES = "few_samples"
+
+TIMING_METRICS = ("latency_s", "latency_p90_s", "latency_p99_s", "throughput_fps")
+NET_METRICS = ("power_net_w", "energy_net_j", "energy_per_inference_net_j")
+ENERGY_METRICS = ("power_w", "energy_j", "energy_per_inference_j", *NET_METRICS)
+QUALITY_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_ap50", "voc07_ap50")
+
+# flag -> (what it means, which metrics it makes unusable unless the flag itself says otherwise)
+_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    CHARGING: (
+        "The battery was being charged, so what left it is not what the device used.",
+        ENERGY_METRICS,
+    ),
+    STALE: (
+        "The sensor went on repeating one reading far longer than it usually takes to give a new one.",
+        ENERGY_METRICS,
+    ),
+    GAP: (
+        "Readings were missing for a while; the energy used meanwhile is interpolated, and the error bar is wider for it.",
+        (),
+    ),
+    LOW_COVERAGE: (
+        "Less than 95 % of the time has a fresh reading near it: too much of the energy would be guessed.",
+        ENERGY_METRICS,
+    ),
+    THROTTLED: (
+        "The device slowed itself down because it was hot; the numbers mix two speeds.",
+        (*TIMING_METRICS, *ENERGY_METRICS),
+    ),
+    CLOCK_SKEW: (
+        "The clocks of the meter and of the device are tied too loosely to say which joules belong to which phase.",
+        ENERGY_METRICS,
+    ),
+    COUNTER_RESET: (
+        "An energy counter jumped back (a restart, a rail assigned anew); what it counted around that moment is lost.",
+        ENERGY_METRICS,
+    ),
+    WINDOW_TOO_SHORT: (
+        "The sensor renews its reading too rarely for so short a measurement; its edges alone are uncertain by over 2 %.",
+        ENERGY_METRICS,
+    ),
+    NOT_STEADY: (
+        "The quantity was still moving while it was measured, so its average stands for no steady state.",
+        (*TIMING_METRICS, *ENERGY_METRICS),
+    ),
+    RAIL_MISSING: (
+        "A channel of the meter gave no reading at all; a sum without it would be too small.",
+        ENERGY_METRICS,
+    ),
+    ON_FALLBACK: (
+        "Part of the model, or all of it, ran elsewhere (on the CPU) than was asked.",
+        (*TIMING_METRICS, *ENERGY_METRICS),
+    ),
+    SIMULATED: (
+        "The device is a simulated one: its numbers exercise the software and say nothing about hardware.",
+        (),
+    ),
+    SYNTHETIC_WEIGHTS: (
+        "The weights are random, not trained: speed and energy are real, quality means nothing.",
+        QUALITY_METRICS,
+    ),
+    FEW_SAMPLES: (
+        "Too few items or repeats for this figure, or to say how far it would move if all were repeated.",
+        (),
+    ),
+}
+
+NAMES = tuple(_FLAGS)
+
+
+def meaning(flag: str) -> str:
+    """What the flag says, in one plain sentence; KeyError if there is no such flag."""
+    return _entry(flag)[0]
+
+
+def voided_by(flag: str) -> tuple[str, ...]:
+    """The metrics that the flag makes unusable where it applies in full; KeyError if there is no such flag.
+
+    A raised `Flag` may void fewer (a doubt about idle spoils only net figures): its own `voids` is what counts.
+    """
+    return _entry(flag)[1]
+
+
+def _entry(flag: str) -> tuple[str, tuple[str, ...]]:
+    if flag not in _FLAGS:
+        raise KeyError(f"no flag is called {flag!r}; {nearest(flag, _FLAGS)}")
+    return _FLAGS[flag]
