@@ -1,0 +1,180 @@
+"""What a run says, ready to be shown: results with their doubts in words, the headline, and why there are no joules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgewatt.harness import flags
+from edgewatt.harness.api import Flag, Measurement, Run
+from edgewatt.reports import metrics
+from edgewatt.reports.numbers import Quantity, quantity
+
+# From what holds everything to what holds a part; where one device has several meters, the widest is its headline.
+BOUNDARIES = ("wall", "dc-input", "battery", "board", "module", "package", "rails", "")
+
+ENERGY, ENERGY_NET = "energy_per_inference_j", "energy_per_inference_net_j"
+LATENCY = ("latency_s", "latency_p50_s")  # the median, under either name
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement as a reader meets it. `voided_by` not empty: it must not be used, and is shown struck out."""
+
+    measurement: Measurement
+    voided_by: tuple[Flag, ...]
+    marks: tuple[str, ...]  # what a reader must not miss: "simulated", "synthetic weights"
+
+    @property
+    def label(self) -> str:
+        return metrics.label(self.measurement.metric)
+
+    @property
+    def quantity(self) -> Quantity:
+        m = self.measurement
+        return quantity(m.value, m.uncertainty, metrics.unit(m))
+
+    @property
+    def is_valid(self) -> bool:
+        return not self.voided_by
+
+    @property
+    def void_reason(self) -> str:
+        """The flags that void it, in words; "" when none does."""
+        return ", ".join(dict.fromkeys(f.flag.replace("_", " ") for f in self.voided_by))
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A flag in words: what it means, its evidence, and what it makes unusable."""
+
+    flag: str
+    meaning: str
+    detail: str
+    voids: tuple[str, ...]
+    meter: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline figure, with the lesser ones under it; `words` instead of a figure where there is none."""
+
+    label: str
+    main: Result | None
+    lesser: tuple[Result, ...] = ()
+    words: str = ""
+
+
+def speaks_of(flag: Flag, meter: str) -> bool:
+    """Whether a flag about one meter (or about all of them) is about `meter`, or about a channel of it."""
+    return not flag.meter or meter == flag.meter or meter.startswith(f"{flag.meter}:")
+
+
+def results(run: Run) -> list[Result]:
+    """Every measurement of a run, in the order of a report."""
+    return [result(run, m) for m in sorted(run.measurements, key=metrics.place)]
+
+
+def result(run: Run, m: Measurement) -> Result:
+    """One measurement with the flags that void it and the marks it must carry."""
+    voided = tuple(f for f in run.flags if m.metric in f.voids and speaks_of(f, m.meter))
+    return Result(m, voided, tuple(_marks(run, m)))
+
+
+def _marks(run: Run, m: Measurement) -> Iterator[str]:
+    if any(f.flag == "simulated" and speaks_of(f, m.meter) for f in run.flags):
+        yield "simulated"
+    if metrics.group(m.metric, m.unit) == "Quality" and any(f.flag == "synthetic_weights" for f in run.flags):
+        yield "synthetic weights"
+
+
+def doubts(run: Run) -> list[Doubt]:
+    """The flags of a run in words, those that void something first."""
+    ordered = sorted(run.flags, key=lambda f: not f.voids)
+    return [Doubt(f.flag, _meaning(f.flag), f.detail, _labels(f.voids), f.meter) for f in ordered]
+
+
+def _meaning(flag: str) -> str:
+    return flags.meaning(flag) if flag in flags.NAMES else ""  # a plugin's flag has its evidence only
+
+
+def _labels(voids: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(metrics.label(v) for v in voids))
+
+
+def breadth(boundary: str) -> int:
+    """How much a boundary holds: 0 for the widest."""
+    return BOUNDARIES.index(boundary) if boundary in BOUNDARIES else len(BOUNDARIES)
+
+
+def whole(run: Run, metric: str) -> list[Result]:
+    """The results of one metric that speak of whole items (not of one of their phases), the widest boundary first."""
+    found = [
+        r for r in results(run) if r.measurement.metric == metric and r.measurement.phase in ("window", "idle", "")
+    ]
+    return sorted(found, key=lambda r: breadth(r.measurement.boundary))
+
+
+def best(run: Run, metric: str, meter: str | None = None) -> Result | None:
+    """The result to show for a metric: valid before voided, then the widest boundary; of `meter` if that is given."""
+    found = [r for r in whole(run, metric) if meter is None or r.measurement.meter == meter]
+    return min(found, key=lambda r: not r.is_valid, default=None)
+
+
+def no_joules(run: Run) -> str:
+    """Why a run has no valid energy per inference, in words that start with "no joules"; "" when it has one."""
+    energies = whole(run, ENERGY)
+    if any(r.is_valid for r in energies):
+        return ""
+    if energies:
+        return f"no joules: {_reasons([f for r in energies for f in r.voided_by])}"
+    if run.error:
+        return "no joules: the run ended before they were measured"
+    about_energy = [f for f in run.flags if any(metrics.group(v) == "Energy" for v in f.voids)]
+    if about_energy:
+        return f"no joules: {_reasons(about_energy)}"
+    if not any(c.is_energy for t in run.traces for c in t.channels):
+        return f"no joules: {run.device_name} has no power sensor that could be read"
+    return "no joules: the meters left no energy of a whole window"
+
+
+def _reasons(found: list[Flag]) -> str:
+    return "; ".join(dict.fromkeys(f"{f.flag.replace('_', ' ')} ({f.detail})" for f in found))
+
+
+def headline(run: Run) -> list[Tile]:
+    """The figures a reader looks for first; a tile without its figure says why."""
+    absent = "not measured: the run ended badly" if run.error else "not measured"
+    energy = best(run, ENERGY)
+    meter = energy.measurement.meter if energy else None
+    net = best(run, ENERGY_NET, meter)
+    power = best(run, "power_w", meter)
+
+    def lesser(*metric: str, of: str | None = None) -> tuple[Result, ...]:
+        return tuple(r for k in metric if (r := best(run, k, of)) is not None)
+
+    tiles = [Tile("Energy per inference, gross", energy, (net,) if net else (), no_joules(run))]
+    latency = next((r for k in LATENCY if (r := best(run, k))), None)
+    tiles.append(Tile("Latency, median", latency, lesser("latency_p90_s", "latency_p99_s"), absent))
+    tiles.append(Tile("Throughput", best(run, "throughput_fps"), (), absent))
+    if power:
+        tiles.append(Tile("Power, gross", power, lesser("power_net_w", "idle_power_w", of=meter)))
+    quality = best(run, "ap")
+    if quality:
+        tiles.append(Tile("AP", quality, lesser("ap50")))
+    return tiles
+
+
+def is_simulated(run: Run) -> bool:
+    """Whether any of its figures came from something simulated."""
+    return any(f.flag == "simulated" for f in run.flags)
+
+
+def has_synthetic_weights(run: Run) -> bool:
+    """Whether its weights are random, so that quality means nothing."""
+    return any(f.flag == "synthetic_weights" for f in run.flags)
+
+
+def repeats(run: Run) -> int:
+    """How many steady windows a run really has."""
+    return len({p.repeat for p in run.phases if p.phase == "window"})
