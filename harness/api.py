@@ -55,7 +55,9 @@ class Channel:
     gain_error: float | None = None  # relative error of the sensor at 95 %, from its data sheet; None: unknown
     parent: str | None = None  # the channel that contains this one; the two are never added
     wraps_at: float | None = None  # counters: the value after which it starts at 0 again; None: it never wraps
-    averaging_s: float | None = None  # gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown
+    averaging_s: float | None = (
+        None  # gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown
+    )
 
     @property
     def is_energy(self) -> bool:
@@ -379,7 +381,7 @@ class Device(ABC):
         """What warm-up watches besides latency until it settles: `{"name", "path", "scale", "tolerance"}` each."""
         return ()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most devices have something to close; one without need not say so
         """Nothing of ours is left on the device."""
 
     def __enter__(self) -> Device:
@@ -397,7 +399,7 @@ class Device(ABC):
 class Job:
     """What an agent executes: a runner (import path "module:Class", looked up on the device) and its parameters.
 
-    `params` goes to the runner as it is; `item_count` distinct inputs; `item_phases` in the order they occur in an item.
+    `params` goes to the runner as it is; `item_count` distinct inputs; `item_phases` in the order of an item.
     `isolate` are the item phases worth looping alone when the device has a power sensor.
     `artefacts` name -> sha256 of every file the result depends on.
     """

@@ -372,7 +372,9 @@ def _explained(error: Exception) -> int:
     if isinstance(error, HarnessError):
         _complain(f"edgewatt: {error}")
         return USAGE if isinstance(error, UsageError) else FAILED
-    _complain(f"edgewatt: unexpected {type(error).__name__}: {error}; run again with `edgewatt --debug ...` to see where")
+    _complain(
+        f"edgewatt: unexpected {type(error).__name__}: {error}; run again with `edgewatt --debug ...` to see where"
+    )
     return FAILED
 
 

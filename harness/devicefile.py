@@ -1,11 +1,11 @@
 """Devices by name: `host`, `KIND:ADDRESS`, or an entry of the device file, with the meters attached to it.
 
-    [devices.bench]
-    kind = "host"
-    sysfs = "/srv/fake-sys"
-    [devices.bench.meters.supply]
-    kind = "ppk2"
-    port = "/dev/ttyACM0"
+[devices.bench]
+kind = "host"
+sysfs = "/srv/fake-sys"
+[devices.bench.meters.supply]
+kind = "ppk2"
+port = "/dev/ttyACM0"
 """
 
 import os
@@ -97,7 +97,9 @@ def _entry(file: Path, name: str, table: Any) -> Entry:
     if not isinstance(table.get("kind"), str):
         raise UsageError(f'{where}: wanted kind = "...", one of {", ".join(sorted(plugins.available("devices")))}')
     if table["kind"] not in plugins.available("devices"):
-        raise UsageError(f"{where}: no kind {table['kind']!r}; {plugins.nearest(table['kind'], plugins.available('devices'))}")
+        raise UsageError(
+            f"{where}: no kind {table['kind']!r}; {plugins.nearest(table['kind'], plugins.available('devices'))}"
+        )
     meters = table.get("meters", {})
     if not isinstance(meters, Mapping) or not all(isinstance(m, Mapping) and "kind" in m for m in meters.values()):
         raise UsageError(f"{where}: each meter is a table [devices.{name}.meters.NAME] with kind = ...")

@@ -119,7 +119,9 @@ def measure(
         artefacts=dict(job.artefacts),
         flags=gate,
     )
-    record, traces, notes, error = Record(clock=device.clock), (), [], None
+    record = Record(clock=device.clock)
+    notes: list[str] = []
+    error: RunError | None = None
     session = _Session(device, job, protocol, record, progress)
     try:
         with device.controls(controls) as read_back:
@@ -127,17 +129,14 @@ def measure(
             meters = [*device.meters(), *extra_meters]
             window_s, isolated_s, notes = _windows(meters, protocol)
             before = device.clock_offset()
-            try:
-                with session.sampled(meters):
-                    session.execute(window_s, isolated_s if any(map(_measures_energy, meters)) else 0.0)
-            finally:
-                traces = session.traces
+            with session.sampled(meters):
+                session.execute(window_s, isolated_s if any(map(_measures_energy, meters)) else 0.0)
             run = dataclasses.replace(run, clock_offset=clocks.line(before, device.clock_offset()))
     except KeyboardInterrupt:
         error = RunError("interrupted", f"stopped by hand during {_place(record)}")
     except UsageError:
         raise
-    except _Ended as ended:
+    except _EndedError as ended:
         error = ended.error
     except HarnessError as failure:
         error = RunError("failed", str(failure))
@@ -146,7 +145,7 @@ def measure(
         engine={**record.engine, "steady": record.steady},
         phases=record.phases,
         items=record.items,
-        traces=traces,
+        traces=session.traces,
         error=error,
     )
     return conclude(run, workload, session.outputs(into), into, gate, notes)
@@ -196,7 +195,7 @@ def software() -> dict[str, str]:
     return found
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     """The agent's process ended otherwise than by finishing its job."""
 
     def __init__(self, error: RunError) -> None:
@@ -231,7 +230,7 @@ class _Session:
             self.traces = tuple(traces)
 
     def execute(self, window_s: float, isolated_s: float) -> None:
-        """Runs the job to its end; _Ended with the reason if it does not get there."""
+        """Runs the job to its end; _EndedError with the reason if it does not get there."""
         p = self._protocol
         steady = {"min_s": p.warmup_min_s, "max_s": p.warmup_max_s, "tolerance": p.steady_tolerance, "block_s": 0.5}
         self._folder = self._device.scratch()
@@ -260,7 +259,7 @@ class _Session:
         finally:
             ended = process.stop()
         if not self._record.is_done:
-            raise _Ended(_why(self._record, ended))
+            raise _EndedError(_why(self._record, ended))
 
     def _follow(self, process: AgentProcess) -> None:
         """Takes events until the process ends; a hang (no item finished in time) is an error."""
@@ -274,10 +273,10 @@ class _Session:
                     progressed, at = where, time.monotonic()
                 limit_s = p.load_timeout_s if record.stage == "load" else max(p.item_timeout_s, p.idle_s + 30)
                 if time.monotonic() - at > limit_s:
-                    raise _Ended(_hang(record, limit_s))
+                    raise _EndedError(_hang(record, limit_s))
                 self._progress(Progress(record.stage, record.repeat, p.repeats, record.items_done, record.share))
         except TimeoutError as error:
-            raise _Ended(_hang(record, 30.0)) from error
+            raise _EndedError(_hang(record, 30.0)) from error
 
     def outputs(self, into: Path) -> Path | None:
         """The folder of the runner's outputs, brought here; None if it saved none."""
@@ -325,7 +324,8 @@ def _measures_energy(meter: Meter) -> bool:
 
 def _windows(meters: Sequence[Meter], protocol: Protocol) -> tuple[float, float, list[str]]:
     """Window and isolated-phase length that the slowest energy meter supports, and what was changed for it."""
-    window_s, isolated_s, notes = protocol.window_s, protocol.isolated_s, []
+    window_s, isolated_s = protocol.window_s, protocol.isolated_s
+    notes: list[str] = []
     for meter in filter(_measures_energy, meters):
         meter.start()
         time.sleep(PROBE_S)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from edgewatt.harness import plugins
-from edgewatt.harness.api import UsageError, Workload
+from edgewatt.harness.api import Run, UsageError, Workload
 from edgewatt.harness.measure import Protocol
 
 T = TypeVar("T")
@@ -38,12 +38,19 @@ def resolved(name: str, settings: Mapping[str, Any]) -> tuple[Workload, Protocol
     return workload, protocol, controls
 
 
+def rebuilt(run: Run) -> Workload:
+    """The workload a stored run was made with, out of its spec."""
+    kind = plugins.load("workloads", run.workload)
+    return build(kind, {f.name: run.spec[f.name] for f in dataclasses.fields(kind) if f.name in run.spec})
+
+
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
     """A dataclass made of texts or JSON values, each turned into its field's type; UsageError in one line."""
     from pydantic import TypeAdapter, ValidationError
 
+    adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_python({k: _value(v) for k, v in values.items()})
+        return adapter.validate_python({k: _value(v) for k, v in values.items()})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(p) for p in first["loc"]) or "a value"

@@ -45,12 +45,14 @@ def doctor(entry: Entry) -> list[str]:
         said += absent(device)
         if not any(c.is_energy for m in device.meters() for c in m.channels):
             said.append(
-                f"{device.name}: no power sensor was found, so runs report time, temperature and clocks, and no joules; "
-                "attach a meter in the device file to get them"
+                f"{device.name}: no power sensor was found, so runs report time, temperature and clocks, "
+                "and no joules; attach a meter in the device file to get them"
             )
     free = shutil.disk_usage(Path.cwd()).free
     if free < FREE_BYTES:
-        said.append(f"only {free / 1e6:.0f} MB are free here; raw samples need room: free some, or use --store elsewhere")
+        said.append(
+            f"only {free / 1e6:.0f} MB are free here; raw samples need room: free some, or use --store elsewhere"
+        )
     return said
 
 
@@ -107,8 +109,8 @@ def _channel(trace: Trace, k: int) -> dict[str, Any]:
         found["update_period_s"] = update.period_s
         found["minimum_window_s"] = energy.minimum_window_s(update.period_s)
         found["supports"] = (
-            f"joules of {channel.covers} (boundary {channel.boundary}), refreshed every {update.period_s * 1e3:.3g} ms: "
-            f"2 % needs windows of {found['minimum_window_s']:.3g} s or more"
+            f"joules of {channel.covers} (boundary {channel.boundary}), refreshed every "
+            f"{update.period_s * 1e3:.3g} ms: 2 % needs windows of {found['minimum_window_s']:.3g} s or more"
         )
     else:
         found["supports"] = (
