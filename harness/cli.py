@@ -81,6 +81,7 @@ def doctor(device: str, device_file: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("workload")
+@click.argument("more", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--device", default="host", show_default=True, help="host, KIND:ADDRESS, or a name of the device file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of the workload or protocol.")
 @click.option("--repeats", type=int, help="Windows measured one after the other (default 3).")
@@ -91,6 +92,7 @@ def doctor(device: str, device_file: Path | None, as_json: bool) -> None:
 @_json
 def run(
     workload: str,
+    more: tuple[str, ...],
     device: str,
     settings: tuple[str, ...],
     repeats: int | None,
@@ -107,7 +109,7 @@ def run(
     from edgewatt.harness.progress import shown
     from edgewatt.reports import text
 
-    values: dict[str, Any] = given.parsed(settings)
+    values: dict[str, Any] = given.parsed([*settings, *more])  # `--set a=1 b=2` reads as two
     if repeats is not None:
         values["repeats"] = repeats
     job, protocol, controls = given.resolved(workload, values)

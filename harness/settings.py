@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def parsed(settings: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE texts as a dictionary; several may share one text, parted by blanks. The last of a key counts."""
+    """KEY=VALUE texts as a dictionary; the last of a key counts."""
     found: dict[str, str] = {}
     for text in settings:
         key, equals, value = text.partition("=")
