@@ -284,7 +284,7 @@ def _measurements(rng: np.random.Generator, repeats: int, slower: float, with_po
     n = round(repeats * 10 / whole_s)
     items = "every item of the steady windows"
     found = [
-        Measurement("latency_p50_s", whole_s, 0.004 * whole_s, "s", "window", n, f"median of {items}; bootstrap"),
+        Measurement("latency_s", whole_s, 0.004 * whole_s, "s", "window", n, f"median of {items}; bootstrap"),
         Measurement("latency_p90_s", 1.04 * whole_s, 0.006 * whole_s, "s", "window", n, f"quantile 0.9 of {items}"),
         Measurement("latency_p99_s", 1.3 * whole_s, 0.05 * whole_s, "s", "window", n, f"quantile 0.99 of {items}"),
         Measurement(
@@ -302,12 +302,12 @@ def _measurements(rng: np.random.Generator, repeats: int, slower: float, with_po
         Measurement("ap50", 0.0117, None, "1", "", 90, "pycocotools, IoU 0.50, at most 100 detections a picture"),
     ]
     for k, s in item_s.items():
-        found.append(Measurement("latency_p50_s", s, 0.005 * s, "s", k, n, f"median of {k} in {items}"))
+        found.append(Measurement("latency_s", s, 0.005 * s, "s", k, n, f"median of {k} in {items}"))
     if not with_power:
         return found
     share = {"package-0": (1.0, "rapl", "package"), "package-0/dram": (DRAM_SHARE, "rapl", "package")}
     for channel, (part, meter, boundary) in share.items():
-        label = f"{meter}:{channel}"
+        label = f"{meter}/{channel}"
         energy = {k: part * POWER_W[k] * s for k, s in item_s.items()}
         per_item = sum(energy.values())
         seconds = 10.0 * repeats
@@ -345,7 +345,7 @@ def _measurements(rng: np.random.Generator, repeats: int, slower: float, with_po
                 "window",
                 n,
                 method,
-                "hwmon:ina226/power1",
+                "hwmon/ina226/power1",
                 "dc-input",
                 budget,
             )
