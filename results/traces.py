@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from edgewatt.harness.api import Channel, Floats, HarnessError, Ints, Trace
-from edgewatt.results.json_values import dumped
+from edgewatt.results.plain import dumped
 
 FORMAT = 1
 KEY = b"edgewatt.trace"
@@ -180,18 +180,18 @@ class TraceWriter:
 def _time_arrays(t_s: Floats, step: Step) -> list[pa.Array]:
     """`t_ns`, never null, and `t_s` where it is not the same."""
     counts, exact = step.counts(t_s)
-    return [pa.array(counts), _exceptions(t_s, exact)]
+    return [pa.array(counts), exceptions(t_s, exact)]
 
 
 def _value_arrays(values: Floats, step: Step | None) -> list[pa.Array]:
     """A channel's counts, if it has a step, and its values where they are no multiple of it. NaN is null in both."""
     if step is None:
-        return [_exceptions(values, np.isnan(values))]
+        return [exceptions(values, np.isnan(values))]
     counts, exact = step.counts(values)
-    return [pa.array(counts, mask=None if exact.all() else ~exact), _exceptions(values, exact | np.isnan(values))]
+    return [pa.array(counts, mask=None if exact.all() else ~exact), exceptions(values, exact | np.isnan(values))]
 
 
-def _exceptions(values: Floats, elsewhere: Bools) -> pa.Array:
+def exceptions(values: Floats, elsewhere: Bools) -> pa.Array:
     if elsewhere.all():
         return pa.nulls(len(values), pa.float64())
     return pa.array(values, mask=elsewhere)
@@ -224,9 +224,9 @@ class _File:
             columns = self.parquet.read_row_group(g)
             rows = slice(at, at + len(columns))
             at += len(columns)
-            t_s[rows] = _joined(columns, "t_ns", "t_s", Step(**self.about["time"]))
+            t_s[rows] = joined(columns, "t_ns", "t_s", Step(**self.about["time"]))
             for k, (channel, step) in enumerate(zip(channels, steps, strict=True)):
-                values[rows, k] = _joined(columns, f"counts:{channel.name}", f"value:{channel.name}", step)
+                values[rows, k] = joined(columns, f"counts:{channel.name}", f"value:{channel.name}", step)
         return Trace(self.about["meter"], self.about["clock"], channels, t_s, values, self.about["facts"])
 
     def groups(self, start_s: float, end_s: float) -> list[int]:
@@ -240,7 +240,7 @@ class _File:
         return found
 
 
-def _joined(columns: pa.Table, counted: str, plain: str, step: Step | None) -> Floats:
+def joined(columns: pa.Table, counted: str, plain: str, step: Step | None) -> Floats:
     """A column put together again from its counts and its exceptions."""
     value = columns.column(plain).combine_chunks()
     if step is None:

@@ -23,7 +23,7 @@ def text(value: str) -> str:
     return whole if len(whole) <= LONGEST_TEXT else f"{whole[:LONGEST_TEXT]}... (cut from {len(whole)} characters)"
 
 
-def safe(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """The same in JSON's own types: no NaN or infinity (null), no numpy, no paths, of bounded size."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
@@ -34,21 +34,21 @@ def safe(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return text(value)
     if isinstance(value, Enum):
-        return safe(value.value, depth)
+        return plain(value.value, depth)
     if depth < DEEPEST:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         if isinstance(value, Mapping):
-            kept = {text(str(k)): safe(v, depth + 1) for k, v in list(value.items())[:LONGEST_LIST]}
+            kept = {text(str(k)): plain(v, depth + 1) for k, v in list(value.items())[:LONGEST_LIST]}
             return kept | ({"...": f"cut from {len(value)} entries"} if len(value) > LONGEST_LIST else {})
         if isinstance(value, (set, frozenset)):
             value = sorted(value, key=str)
         if isinstance(value, (list, tuple)):
             cut = [f"... cut from {len(value)} entries"] if len(value) > LONGEST_LIST else []
-            return [safe(v, depth + 1) for v in value[:LONGEST_LIST]] + cut
+            return [plain(v, depth + 1) for v in value[:LONGEST_LIST]] + cut
     return text(value.isoformat() if isinstance(value, date) else str(value))
 
 
 def dumped(value: Any, indent: int | None = None) -> str:
     """The JSON text of `value`, made safe; names and texts in their own letters."""
-    return json.dumps(safe(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
