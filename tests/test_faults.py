@@ -3,15 +3,13 @@
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-from support.command import QUICK, Command
+from support.command import QUICK, Command, executable
 
 STEADY = (*QUICK, "window_s=1.5")
 
@@ -179,9 +177,8 @@ def test_read_only_store_is_refused(edgewatt, small_disk):
 def test_command_is_killed_by_nothing_it_prints_to(edgewatt):
     """A reader that goes away (`| head`) is no error."""
     edgewatt.json("run", "misbehaving", "--set", *QUICK)
-    shell = shutil.which("sh")
-    command = f"{sys.executable} -c 'from edgewatt.harness.cli import main; raise SystemExit(main())' export --format json | head -c 10"
     done = subprocess.run(
-        [shell, "-c", command], cwd=edgewatt.folder, env=edgewatt.environment, capture_output=True, text=True
-    )
+        ["sh", "-c", f"{executable()} export --format json | head -c 10"],
+        cwd=edgewatt.folder, env=edgewatt.environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.stderr == ""

@@ -1,0 +1,76 @@
+"""From real pictures to AP, and from a sensor that follows a known wave to joules, through the whole path."""
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from support.command import QUICK, Command
+
+
+@pytest.fixture
+def edgewatt(tmp_path):
+    command = Command(tmp_path)
+    yield command
+    assert command.left_running() == []
+
+
+def by_pycocotools(ground_truth, detections):
+    """(AP at 100 detections a picture, AP50 at 1000), by pycocotools alone."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(ground_truth))
+        found = truth.loadRes(str(detections))
+        judge = COCOeval(truth, found, "bbox")
+        judge.params.maxDets = [100, 300, 1000]
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return float(judge.stats[0]), float(judge.stats[1])
+
+
+def measurement(run, metric, phase=None, meter=None):
+    """The value of the one measurement that fits."""
+    (found,) = (
+        m
+        for m in run["measurements"]
+        if m["metric"] == metric and phase in (None, m["phase"]) and meter in (None, m["meter"])
+    )
+    return found
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize("dataset", ["coco_cc_by", "voc_mini"])
+def test_ap_is_what_pycocotools_makes_of_the_exported_detections(edgewatt, shared, dataset):
+    truth = shared / "data/images" / dataset / "instances.json"
+    run = edgewatt.json("run", "femtodet", "--set", *QUICK, f"data={truth}")
+    ap, ap50 = by_pycocotools(truth, run["outputs"]["detections.json"])
+    assert len(json.loads(truth.read_text())["images"]) <= run["phases"][3]["items"]
+    assert measurement(run, "ap")["value"] == pytest.approx(ap, abs=1e-9)
+    assert measurement(run, "ap50")["value"] == pytest.approx(ap50, abs=1e-9)
+    assert "synthetic_weights" in {f["flag"] for f in run["flags"] if "ap" in f["voids"]}
+
+
+@pytest.mark.needs_shared
+def test_checkpoint_of_random_weights_gives_the_golden_detections(edgewatt, shared):
+    """The official model's own detections on its own picture, through the whole command."""
+    golden = shared / "data/golden/femtodet/voc"
+    folder = edgewatt.folder / "one"
+    folder.mkdir()
+    (folder / "input.png").write_bytes((golden / "input.png").read_bytes())
+    weights = golden / "weights_train.safetensors"
+    run = edgewatt.json("run", "femtodet", "--set", *QUICK, "data=one", f"weights={weights}")
+    assert "synthetic_weights" not in {f["flag"] for f in run["flags"]}
+    from safetensors.numpy import load_file
+
+    wanted = load_file(golden / "outputs_train.safetensors")
+    with open(run["outputs"]["detections.json"], encoding="utf-8") as file:
+        found = json.load(file)
+    assert len(found) == len(wanted["dets_orig"])
+    boxes = sorted((d["category_id"] - 1, *(round(v, 1) for v in d["bbox"])) for d in found)
+    for label, (x0, y0, x1, y1, _) in zip(wanted["labels_orig"], wanted["dets_orig"], strict=True):
+        near = [b for b in boxes if b[0] == label and max(abs(b[1] - x0), abs(b[2] - y0)) < 0.1]
+        assert any(abs(b[3] - (x1 - x0)) < 0.1 and abs(b[4] - (y1 - y0)) < 0.1 for b in near)
