@@ -1,0 +1,146 @@
+"""The machine's condition beside its energy: load, memory, temperature, clocks and how often it throttled.
+
+Load and memory come from psutil; the rest from sysfs. A sensor that is missing is an absent channel, never a zero:
+virtual machines often have neither temperature nor real clocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgewatt.devices import sysfs
+from edgewatt.devices.agent_meter import AgentMeter
+from edgewatt.devices.thermometers import celsius, thermometers
+from edgewatt.harness.api import Channel, Device, Meter
+
+RATE_HZ = 4.0  # each reading wakes the processor; conditions change in seconds
+Reading = Callable[[], float | None]
+
+
+class Health(AgentMeter):
+    """One slow meter for everything that tells whether a measurement was made in good conditions."""
+
+    @classmethod
+    def found_on(cls, device: Device) -> Sequence[Meter]:
+        if not sysfs.is_here(device):
+            return ()
+        root = str(getattr(device, "sysfs", ""))
+        channels = tuple(channel for channel, _ in _readings(root))
+        job = {
+            "rate_hz": min(RATE_HZ, float(getattr(device, "rate_hz", RATE_HZ))),
+            "source": "edgewatt.devices.health:source",
+            "params": {"sysfs": root, "columns": [c.name for c in channels]},
+        }
+        return [cls(device, "health", channels, job, None, clock=device.clock)]
+
+    @classmethod
+    def problems(cls, device: Device) -> Sequence[str]:
+        """What this machine cannot tell of its condition."""
+        root = sysfs.root(device)
+        if root is None:
+            return ()
+        said = []
+        if not thermometers(root):
+            said.append("health: no temperature sensor, so heating up is not seen (usual in a virtual machine)")
+        if not frequency_files(root):
+            said.append("health: no cpufreq, so the processor's clocks are not seen (usual in a virtual machine)")
+        return said
+
+
+def source(params: Mapping[str, Any]) -> tuple[list[str], Callable[[], list[float | None]]]:
+    """Columns and a reading, in SI units, of the channels named in `params["columns"]`. For the agent."""
+    found = {channel.name: read for channel, read in _readings(params["sysfs"])}
+    columns = list(params["columns"])
+    readings = [found.get(c, _missing) for c in columns]  # one that has gone since it was found stays a gap
+    return columns, lambda: [read() for read in readings]
+
+
+def frequency_files(root: Path) -> list[Path]:
+    """One file (kHz) per processor whose clock the kernel tells."""
+    return [
+        cpu / "cpufreq" / "scaling_cur_freq"
+        for cpu in sysfs.folders(root / "devices" / "system" / "cpu", "cpu[0-9]*")
+        if sysfs.number(cpu / "cpufreq" / "scaling_cur_freq")
+    ]
+
+
+def throttle_files(root: Path, what: str) -> list[Path]:
+    """The kernel's counters of thermal slowdowns, `what` being core or package: one per core, or one per package."""
+    files = {}
+    for cpu in sysfs.folders(root / "devices" / "system" / "cpu", "cpu[0-9]*"):
+        path = cpu / "thermal_throttle" / f"{what}_throttle_count"
+        if sysfs.number(path) is not None:
+            package = sysfs.number(cpu / "topology" / "physical_package_id")
+            unit = sysfs.number(cpu / "topology" / "core_id") if what == "core" else None
+            files.setdefault((package, unit), path)  # both threads of a core, all cores of a package, show the same
+    return list(files.values())
+
+
+def steady_nodes(root: Path) -> list[dict[str, Any]]:
+    """Files the agent watches while it warms up: the processor's temperature, steady within 1 degree C."""
+    return [{"name": t.name, "path": str(t.path), "scale": 1e-3, "tolerance": 1.0} for t in thermometers(root, limit=1)]
+
+
+def _readings(root: str) -> list[tuple[Channel, Reading]]:
+    """Every channel this machine can give now, and how it is read."""
+    import psutil
+
+    folder = Path(root)
+    psutil.cpu_percent()  # the first call has nothing to compare with and always says 0
+    found: list[tuple[Channel, Reading]] = [
+        (Channel("utilisation", "utilisation", "1", "gauge", "all processors, mean"), _utilisation),
+        (Channel("memory", "memory", "B", "gauge", "memory in use"), lambda: float(psutil.virtual_memory().used)),
+    ]
+    clocks = frequency_files(folder)
+    if clocks:
+        covers = f"{len(clocks)} processors"
+        found += [
+            (
+                Channel("frequency_mean", "frequency", "Hz", "gauge", f"{covers}, mean"),
+                functools.partial(_hertz, clocks, _mean),
+            ),
+            (
+                Channel("frequency_min", "frequency", "Hz", "gauge", f"{covers}, slowest"),
+                functools.partial(_hertz, clocks, min),
+            ),
+        ]
+    for t in thermometers(folder):
+        found.append((Channel(t.name, "temperature", "degC", "gauge", t.name), functools.partial(_celsius, t.path)))
+    for what in ("core", "package"):
+        counters = throttle_files(folder, what)
+        if counters:
+            channel = Channel(f"{what}_throttle_count", "throttled", "1", "counter", f"thermal slowdowns, all {what}s")
+            found.append((channel, functools.partial(_sum, counters)))
+    return found
+
+
+def _utilisation() -> float | None:
+    """Share of the processors' time in use since the last call, 0 to 1."""
+    import psutil
+
+    return float(psutil.cpu_percent()) / 100
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _hertz(files: Sequence[Path], of: Callable[[Sequence[float]], float]) -> float | None:
+    khz = [float(n) for n in map(sysfs.number, files) if n]  # a processor that is off line has no clock
+    return of(khz) * 1e3 if khz else None
+
+
+def _celsius(path: Path) -> float | None:
+    return celsius(sysfs.number(path))
+
+
+def _sum(files: Sequence[Path]) -> float | None:
+    counts = [n for n in map(sysfs.number, files) if n is not None]
+    return float(sum(counts)) if len(counts) == len(files) else None
+
+
+def _missing() -> float | None:
+    return None
