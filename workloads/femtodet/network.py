@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -25,7 +26,7 @@ _OBJECT_PRIOR = 0.01  # the probability the cls and obj biases start from
 
 
 class FemtoDet(nn.Module):
-    """The detector; called with (n, 3, s, s) it returns the raw maps cls (n, c, s/16, s/16), reg (n, 4, ..), obj (n, 1, ..)."""
+    """The detector: pictures (n, 3, s, s) in, raw maps cls (n, c, s/16, s/16), reg (n, 4, ..) and obj (n, 1, ..) out."""
 
     def __init__(self, variant: Variant, form: Form = "training", seed: int = 0) -> None:
         """Weights are drawn from `seed` as the official code does, without its ImageNet backbone."""
@@ -101,24 +102,25 @@ class InvertedResidual(nn.Module):
 class SharedNeck(nn.Module):
     """Three maps in, one at stride 16 out.
 
-    Nearest resizing to half the side keeps the first of every two cells, so the folded form computes no other.
+    Nearest resizing to half the side keeps the first of every two cells in each direction. A 1x1 convolution with
+    stride 2 computes just those: so does the inference form, with the same result for a quarter of the work.
     """
 
     def __init__(self, variant: Variant, form: Form) -> None:
         super().__init__()
         net = layout(variant)
-        self._form = form
-        self.lateral_convs = nn.ModuleList(_unit(c, form) for c in net.lateral)
+        near, *others = net.lateral
+        self._strided = form == "inference"
+        if self._strided:
+            near = replace(near, stride=2)
+        self.lateral_convs = nn.ModuleList(_unit(c, form) for c in (near, *others))
         self.stacked_convs = nn.Sequential()
         for conv in net.stacked:
             self.stacked_convs.add_module(conv.name.rsplit(".", 1)[1], _unit(conv, form))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        near, middle, far = maps
-        if self._form == "inference":
-            near = near[:, :, ::2, ::2]
-        near, middle, far = (conv(m) for conv, m in zip(self.lateral_convs, (near, middle, far), strict=True))
-        if self._form != "inference":
+        near, middle, far = (conv(m) for conv, m in zip(self.lateral_convs, maps, strict=True))
+        if not self._strided:
             near = near[:, :, ::2, ::2]
         return cast(Tensor, self.stacked_convs(near + middle + F.interpolate(far, scale_factor=2.0, mode="nearest")))
 
@@ -206,7 +208,7 @@ def _batchnorm(shape: Conv) -> nn.BatchNorm2d:
 
 
 def _initialise(net: FemtoDet, draw: torch.Generator) -> None:
-    """Backbone: Kaiming normal (fan out). Neck: Xavier uniform. Head: Kaiming uniform (a = sqrt 5), biases by the prior."""
+    """Backbone: Kaiming normal, fan out. Neck: Xavier uniform. Head: Kaiming uniform (a = sqrt 5), biases by the prior."""
     for name, module in net.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
