@@ -1,0 +1,50 @@
+"""Energy as a function of time: what the samples of one channel say, in between and at its ends too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewatt.harness.api import Floats, Ints
+from edgewatt.harness.energy_samples import Samples
+
+
+class Curve:
+    """Energy since the first sample, in J, at any time between the first and the last read.
+
+    Between two samples a gauge's power runs straight (so its energy is a parabola) and a counter's energy does.
+    Beyond the last sample a gauge keeps its power, and a counter its last power.
+    """
+
+    def __init__(self, s: Samples) -> None:
+        self.samples = s
+        t, v = s.t_s, s.value
+        self.is_gauge = s.channel.kind == "gauge"
+        if t[-1] < s.last_s:
+            t = np.append(t, s.last_s)
+            last = v[-1] if self.is_gauge or len(v) < 2 else v[-1] + (v[-1] - v[-2]) / (t[-2] - t[-3]) * (t[-1] - t[-2])
+            v = np.append(v, last)
+        self.t_s = t
+        self.h_s = np.diff(t)
+        if self.is_gauge:
+            self.power_w = v
+            self.energy_j = np.concatenate([[0.0], np.cumsum(self.h_s * (v[1:] + v[:-1]) / 2)])
+        else:
+            self.energy_j = v
+            self.power_w = np.diff(v) / self.h_s  # of each interval
+
+    def interval(self, t: Floats) -> Ints:
+        """Index of the interval between two samples that each of the times falls into."""
+        return np.clip(np.searchsorted(self.t_s, t, side="right") - 1, 0, len(self.h_s) - 1)
+
+    def at(self, t: Floats) -> Floats:
+        """Energy from the first sample to each of the times."""
+        if not self.is_gauge:
+            return np.interp(t, self.t_s, self.energy_j)
+        k = self.interval(t)
+        x = t - self.t_s[k]
+        slope = (self.power_w[k + 1] - self.power_w[k]) / self.h_s[k]
+        return self.energy_j[k] + x * (self.power_w[k] + slope * x / 2)
+
+    def energy(self, intervals: Floats) -> Floats:
+        """Energy of each of `intervals` (k, 2)."""
+        return np.diff(self.at(intervals), axis=1)[:, 0]

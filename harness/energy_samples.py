@@ -1,0 +1,202 @@
+"""From a meter's reads to what its sensor really measured: distinct refreshes, each with the time it stands for.
+
+A sensor refreshes by itself, every T; the harness reads it whenever it likes, every R. Reading faster than the sensor
+refreshes returns the same value again, and such repeats are no measurements: n, gaps and update periods count
+refreshes. A new value is first seen up to R after it was made; it is put in the middle of (previous read, this read],
+and half of that interval is kept as its slack.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgewatt.harness.api import Channel, Floats, HarnessError, Ints, Trace
+
+GAP_PERIODS = 3.0
+"""A stretch without a fresh reading longer than this many update periods is a gap (nothing is known of it)."""
+
+HELD_SHARE = 0.04
+"""With a smaller share of repeated reads a sensor counts as refreshed at every read."""
+
+_NONE: Ints = np.empty(0, np.int64)
+
+
+class GapError(HarnessError):
+    """The samples do not carry the energy asked for: too few, or they do not reach both ends."""
+
+
+@dataclass(frozen=True)
+class UpdatePeriod:
+    """How often a sensor refreshes: `fresh` distinct refreshes were seen in `reads` reads.
+
+    `known` is False where the readings cannot show it (a constant or piecewise constant gauge): `period_s` is then
+    the period of the reads. A sensor with a new value at every read refreshes at least that often.
+    """
+
+    period_s: float
+    fresh: int
+    reads: int
+    known: bool
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the sensor of one channel measured: values at the times they stand for.
+
+    Gauges: `value` in W. Counters: J since the first sample, wraps added, restarts bridged.
+    """
+
+    channel: Channel
+    t_s: Floats  # (n,) rising
+    value: Floats  # (n,)
+    slack_s: Floats  # (n,) half-width of the interval in which the refresh fell; 0 where it was read as it was made
+    lost: Ints  # indices i: the counter restarted between samples i and i + 1
+    update: UpdatePeriod
+    held: bool  # reads come faster than refreshes
+    read_s: float  # median time between two reads
+    first_s: float  # first and last read: energy can be had between them
+    last_s: float
+    fresh_s: Floats  # when the distinct refreshes were made
+    reads_s: Floats  # when the channel was read
+
+    def gaps(self) -> Floats:
+        """Stretches (k, 2), in order, in which nothing was measured: missing reads, and the restarts of a counter."""
+        long = np.flatnonzero(np.diff(self.t_s) > GAP_PERIODS * self.update.period_s * (1 + 1e-9))
+        k = np.union1d(long, self.lost).astype(np.int64)
+        return np.stack([self.t_s[k], self.t_s[k + 1]], axis=1)
+
+
+_made: dict[int, tuple[weakref.ref[Trace], dict[str, Samples]]] = {}
+
+
+def samples(trace: Trace, channel: str) -> Samples:
+    """The fresh samples of one channel; KeyError if there is no such channel, GapError with fewer than two readings.
+
+    Kept as long as the trace lives: an analysis asks for dozens of windows of the same channel.
+    """
+    key = id(trace)
+    if key not in _made or _made[key][0]() is not trace:
+        _made[key] = weakref.ref(trace, lambda _: _made.pop(key, None)), {}
+    known = _made[key][1]
+    if channel not in known:
+        known[channel] = _samples(trace, channel)
+    return known[channel]
+
+
+def _samples(trace: Trace, name: str) -> Samples:
+    channel, column = trace.channel(name), trace.column(name)
+    good = np.isfinite(column)
+    t, v = np.asarray(trace.t_s[good], float), np.asarray(column[good], float)
+    if len(t) < 2:
+        raise GapError(
+            f"{trace.meter}/{name}: {len(t)} readings, wanted at least 2; sample for longer, or see that it can be read"
+        )
+    return _counter(channel, t, v) if channel.kind == "counter" else _gauge(channel, t, v)
+
+
+def _gauge(channel: Channel, t: Floats, v: Floats) -> Samples:
+    seen = 1 + np.flatnonzero(np.diff(v))
+    if _is_held(channel, v, seen):
+        found = _refreshes(channel, t, v, seen, _NONE)
+    else:
+        read_s = float(np.median(np.diff(t)))
+        known = len(seen) > (1 - HELD_SHARE) * (len(t) - 1)
+        update = UpdatePeriod(read_s, len(seen) + 1, len(t), known)
+        found = Samples(channel, t, v, np.zeros(len(t)), _NONE, update, False, read_s, t[0], t[-1], t, t)
+    # A reading that is the mean of the last averaging_s stands for the middle of that time.
+    return replace(found, t_s=found.t_s - (channel.averaging_s or 0.0) / 2)
+
+
+def _is_held(channel: Channel, v: Floats, seen: Ints) -> bool:
+    """Whether a gauge's reads repeat because the sensor holds its value, and not because the power stands still.
+
+    Two signs together. There are more repeats than quantisation explains: a signal that often moves by one quantum
+    often moves by none. And new values are new: a load that switches between a few levels returns to them.
+    """
+    if len(seen) < 8:
+        return False
+    change = np.abs(np.diff(v)[seen - 1])
+    quantum = channel.quantum or 0.0
+    repeats = len(v) - 1 - len(seen) - np.count_nonzero(change < 1.5 * quantum)
+    w = v[seen]
+    returns = np.count_nonzero(w[2:] == w[:-2]) / (len(w) - 2)
+    return bool(repeats > HELD_SHARE * len(v) and returns < 0.5)
+
+
+def _counter(channel: Channel, t: Floats, v: Floats) -> Samples:
+    grown = np.diff(v)
+    drops = np.flatnonzero(grown < 0)
+    if len(drops) and channel.wraps_at:
+        wrapped = grown[drops] + channel.wraps_at
+        # A wrap is as fast as the rest of the record, give or take; a restart that passed for one would be far off.
+        rate = np.max(np.where(grown > 0, grown, 0.0) / np.diff(t), initial=0.0)
+        plausible = (wrapped >= 0) & (wrapped <= 10 * rate * np.diff(t)[drops] + 1e-3 * channel.wraps_at)
+        grown[drops[plausible]] = wrapped[plausible]
+        drops = drops[~plausible]
+    grown[drops] = 0.0
+    joules = np.concatenate([[0.0], np.cumsum(grown)])
+    change = grown > 0
+    change[drops] = True
+    seen = 1 + np.flatnonzero(change)
+    if len(seen) == 0:
+        read_s = float(np.median(np.diff(t)))
+        update = UpdatePeriod(read_s, 1, len(t), False)
+        return Samples(channel, t, joules, np.zeros(len(t)), _NONE, update, False, read_s, t[0], t[-1], t[:1], t)
+    return _bridged(_refreshes(channel, t, joules, seen, drops))
+
+
+def _bridged(s: Samples) -> Samples:
+    """Restarts of a counter bridged by the mean of the powers before and after: never unwrapped, marked as lost."""
+    value = s.value
+    for i in s.lost:
+        span = s.t_s[i + 1] - s.t_s[i]
+        around = [k for k in (i - 1, i + 1) if 0 <= k < len(value) - 1 and k not in s.lost]
+        if not around:
+            raise GapError(
+                f"{s.channel.name}: restarted at every reading; check that it is an energy counter in joules"
+            )
+        power = np.mean([(value[k + 1] - value[k]) / (s.t_s[k + 1] - s.t_s[k]) for k in around])
+        value = np.concatenate([value[: i + 1], value[i + 1 :] + power * span])
+    return replace(s, value=value)
+
+
+def _refreshes(channel: Channel, t: Floats, v: Floats, seen: Ints, drops: Ints) -> Samples:
+    """The refreshes behind the reads t, v: first sights at `seen`, and refreshes that brought the same value again.
+
+    A value that stays for several periods was refreshed meanwhile, as far as reads saw it. The value of the first
+    read was made a whole number of periods before the first change.
+    """
+    read_s = float(np.median(np.diff(t)))
+    held = len(t) - 1 - len(seen) > HELD_SHARE * (len(t) - 1)
+    period_s = _period(t[seen], read_s) if held and len(seen) > 2 else read_s
+    known = len(seen) > 2
+    if held:
+        since = np.maximum(t[seen - 1], t[seen] - period_s)
+        made, slack = (t[seen] + since) / 2, (t[seen] - since) / 2
+    else:
+        made, slack = t[seen], np.zeros(len(seen))
+    first = made[0] - period_s * max(1.0, np.ceil((made[0] - t[0]) / period_s * (1 - 1e-9)))
+    made = np.concatenate([[first], made])
+    slack = np.concatenate([slack[:1], slack])
+    value = v[np.concatenate([[0], seen])]
+    last_read = t[np.concatenate([seen - 1, [len(t) - 1]])]
+    until = np.minimum(np.append(made[1:], np.inf), last_read + period_s / 2)
+    times = np.maximum(1, np.round((until - made) / period_s)).astype(np.int64)
+    start = np.cumsum(times) - times
+    k = np.repeat(np.arange(len(made)), times)
+    at = made[k] + (np.arange(len(k)) - start[k]) * ((until - made) / times)[k]
+    lost = start[1 + np.searchsorted(seen, drops + 1)] - 1
+    update = UpdatePeriod(period_s, len(seen) + 1, len(t), known)
+    return Samples(channel, at, value[k], slack[k], lost, update, held, read_s, t[0], t[-1], made, t)
+
+
+def _period(seen_s: Floats, read_s: float) -> float:
+    """Mean time between changes (n,), in seconds, without those that span several refreshes.
+
+    Changes are seen on a grid of reads, so single intervals are off by up to a read; their mean is not.
+    """
+    spans = np.diff(seen_s)
+    return float(np.mean(spans[spans <= 1.5 * np.quantile(spans, 0.25) + 1.01 * read_s]))

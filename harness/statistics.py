@@ -1,0 +1,93 @@
+"""Numbers with error bars from repeated values: quantiles, ratios of sums, means.
+
+Everything is seeded: the same values give the same bar. Half-widths are those of 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewatt.harness.api import Floats
+
+RESAMPLES = 1000
+
+
+def quantile(values: npt.ArrayLike, q: float, seed: int) -> tuple[float, float]:
+    """The q-quantile of `values` (n,) and the half-width of its 95 % bootstrap interval, in their unit.
+
+    A bootstrap sample's q-quantile is one of the sorted values, and its rank follows from how many of n uniform
+    draws fall below: the i-th smallest of n uniforms is Beta(i, n + 1 - i) distributed. So ranks are drawn, not
+    samples, and 10^5 values cost one sort (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+    NaN where there is no value; with one value the half-width is NaN, since nothing is known of the spread.
+    """
+    x = _finite(values)
+    n = len(x)
+    if n == 0:
+        return float("nan"), float("nan")
+    value = float(np.quantile(x, q))
+    if n == 1:
+        return value, float("nan")
+    x = np.sort(x)
+    # np.quantile interpolates linearly at the fractional rank q (n - 1); so does each bootstrap sample.
+    rank = q * (n - 1)
+    low = int(np.floor(rank))
+    share = rank - low
+    random = np.random.default_rng(seed)
+    u = random.beta(low + 1, n - low, RESAMPLES)
+    draws = x[np.minimum((u * n).astype(np.int64), n - 1)]
+    if share > 0:
+        # The next order statistic, given this one: the smallest of the n - low - 1 uniforms that lie above it.
+        u = u + (1 - u) * random.beta(1, n - low - 1, RESAMPLES)
+        draws = (1 - share) * draws + share * x[np.minimum((u * n).astype(np.int64), n - 1)]
+    return value, _half_width(draws)
+
+
+def ratio_of_sums(numerators: npt.ArrayLike, denominators: npt.ArrayLike, seed: int) -> tuple[float, float]:
+    """sum(numerators) / sum(denominators) over repeats (n,), and its 95 % half-width by bootstrap over repeats.
+
+    A mean of ratios would weigh a short repeat like a long one. Few repeats make a bootstrap too sure of itself:
+    its spread is sqrt((n - 1) / n) of the true one, and its quantiles are the normal's; both are corrected, the
+    second by Student's t. With one repeat the half-width is NaN.
+    """
+    a, b = np.asarray(numerators, float), np.asarray(denominators, float)
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ValueError(
+            f"numerators {a.shape} and denominators {b.shape}, wanted two equal rows of at least one value"
+        )
+    n = len(a)
+    ratio = float(a.sum() / b.sum())
+    if n == 1:
+        return ratio, float("nan")
+    pick = np.random.default_rng(seed).integers(0, n, (RESAMPLES * 2, n))
+    draws = a[pick].sum(axis=1) / b[pick].sum(axis=1)
+    # The interval's half-width, from the draws' spread: with n = 3 the draws take ten values, too few for quantiles.
+    return ratio, float(_t(n - 1) * np.std(draws) * np.sqrt(n / (n - 1)))
+
+
+def mean_t(values: npt.ArrayLike) -> tuple[float, float]:
+    """Mean of `values` (n,) and its 95 % half-width by Student's t; NaN for what cannot be known."""
+    x = _finite(values)
+    n = len(x)
+    if n == 0:
+        return float("nan"), float("nan")
+    if n == 1:
+        return float(x[0]), float("nan")
+    return float(np.mean(x)), float(_t(n - 1) * np.std(x, ddof=1) / np.sqrt(n))
+
+
+def _finite(values: npt.ArrayLike) -> Floats:
+    x = np.asarray(values, float).ravel()
+    return x[np.isfinite(x)]
+
+
+def _half_width(draws: Floats) -> float:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float((high - low) / 2)
+
+
+def _t(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit  # here: scipy takes its time to import, and the command line imports this
+
+    return float(stdtrit(freedom, 0.975))
