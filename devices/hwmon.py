@@ -23,8 +23,7 @@ from edgewatt.harness.api import Channel, Device, Meter
 # One step of the power register is a step of the shunt voltage, over the shunt, times a factor in volts.
 # Data sheets: INA219 (SBOS448), INA220 (SBOS459): 10 uV, 20; INA226 (SBOS547), INA230 (SBOS601), INA231 (SBOS644):
 # 2.5 uV, 25.
-_POWER_STEP_V2 = {chip: 20 * 10e-6 for chip in ("ina219", "ina220")}
-_POWER_STEP_V2 |= {chip: 25 * 2.5e-6 for chip in ("ina226", "ina230", "ina231")}
+_POWER_STEP_V2 = {"ina219": 200e-6, "ina220": 200e-6, "ina226": 62.5e-6, "ina230": 62.5e-6, "ina231": 62.5e-6}
 _INA3221_SHUNT_STEP_V = 40e-6  # INA3221 data sheet (SBOS576), 13-bit shunt register
 
 
