@@ -14,6 +14,7 @@ from edgewatt.reports.numbers import Quantity, quantity
 BOUNDARIES = ("wall", "dc-input", "battery", "board", "module", "package", "rails", "")
 
 ENERGY, ENERGY_NET = "energy_per_inference_j", "energy_per_inference_net_j"
+_WHOLE = ("window", "idle", "run", "")  # phases that are none of an item's
 LATENCY = ("latency_s", "latency_p50_s")  # the median, under either name
 
 
@@ -67,7 +68,7 @@ class Tile:
 
 def speaks_of(flag: Flag, meter: str) -> bool:
     """Whether a flag about one meter (or about all of them) is about `meter`, or about a channel of it."""
-    return not flag.meter or meter == flag.meter or meter.startswith(f"{flag.meter}:")
+    return not flag.meter or meter == flag.meter or meter.startswith((f"{flag.meter}:", f"{flag.meter}/"))
 
 
 def results(run: Run) -> list[Result]:

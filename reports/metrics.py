@@ -19,6 +19,8 @@ _WORDS = {
     "latency_p90_s": ("Latency, p90", "Speed"),
     "latency_p99_s": ("Latency, p99", "Speed"),
     "throughput_fps": ("Throughput", "Speed"),
+    "first_latency_s": ("Latency of the very first item", "Speed"),
+    "duration_s": ("Duration", "Speed"),
     "ttft_s": ("Time to first token", "Speed"),
     "vision_s": ("Vision encoding", "Speed"),
     "prefill_tokens_per_s": ("Prefill speed", "Speed"),
@@ -35,8 +37,11 @@ _WORDS = {
     "vqa_accuracy": ("VQA accuracy", "Quality"),
     "pope_f1": ("POPE F1", "Quality"),
     "temperature_c": ("Temperature", "State of the device"),
+    "temperature_max_c": ("Temperature, highest", "State of the device"),
     "frequency_hz": ("Clock frequency", "State of the device"),
+    "frequency_min_hz": ("Clock frequency, lowest", "State of the device"),
     "utilisation": ("Utilisation", "State of the device"),
+    "sampler_cpu_s_per_s": ("Processor time of the sampler", "State of the device"),
     "peak_memory_bytes": ("Peak memory", "Size"),
     "model_bytes": ("Model on disk", "Size"),
 }
@@ -70,6 +75,6 @@ def place(m: Measurement) -> tuple[int, int, str, str, str]:
         GROUPS.index(group(m.metric, m.unit)),
         _ORDER.get(m.metric, len(_ORDER)),
         m.metric,
-        "" if m.phase == "window" else m.phase,
+        "" if m.phase in ("window", "run") else m.phase,
         m.meter,
     )

@@ -83,3 +83,14 @@ def quantity(value: float, uncertainty: float | None, unit: str) -> Quantity:
 def format_quantity(value: float, uncertainty: float | None, unit: str) -> str:
     """`value` ± `uncertainty` (the half-width of its 95 % interval; None: it has none) in words: "12.34 ± 0.56 mJ"."""
     return str(quantity(value, uncertainty, unit))
+
+
+def axis(largest: float, unit: str) -> tuple[float, str]:
+    """What to multiply values by, and the unit they then have, so that an axis up to `largest` reads well."""
+    power = _prefix(abs(largest), unit, 2) if math.isfinite(largest) else 0
+    return 10.0**-power, _PREFIXES[power] + _WRITTEN.get(unit, unit)
+
+
+def titled(words: str, unit: str) -> str:
+    """The label of an axis: "Latency (ms)"; a ratio has no unit to show."""
+    return f"{words} ({unit})" if unit else words

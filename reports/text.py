@@ -54,7 +54,7 @@ def summary(run: Run) -> str:
 
 def _row(r: Result) -> tuple[str, str, str, str, str]:
     m = r.measurement
-    where = ", ".join(p for p in ("" if m.phase in ("window", "") else m.phase, m.meter, m.boundary) if p)
+    where = ", ".join(p for p in ("" if m.phase in ("window", "run") else m.phase, m.meter, m.boundary) if p)
     void = () if r.is_valid else (f"void: {r.void_reason}",)
     notes = (*void, *(k for k in r.marks if k not in r.void_reason))
     # A voided number is in brackets, so that nobody copies it by accident.

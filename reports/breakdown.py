@@ -1,0 +1,162 @@
+"""What a whole is made of: time and energy by phase, uncertainty by cause. Bars of parts, on a page and on paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgewatt.harness.api import Measurement, Run
+from edgewatt.reports import colours, conclusions, metrics
+from edgewatt.reports.conclusions import Result
+from edgewatt.reports.numbers import format_quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CAUSES = {
+    "gain": "sensor's gain",
+    "edge": "edges of the window",
+    "edges": "edges of the window",
+    "quantisation": "step of a reading",
+    "clock": "clock offset",
+    "sampling": "time between readings",
+    "repeats": "spread over repeats",
+    "spread": "spread over repeats",
+    "idle": "idle power",
+    "items": "spread over items",
+    "gaps": "gaps between readings",
+    "gap": "gaps between readings",
+}
+NEGLIGIBLE = 0.001  # a part below this share is in the table only
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a whole: its share (0..1), how it is written, its colour; `is_valid` False: shown struck out."""
+
+    name: str
+    share: float
+    text: str
+    colour: str
+    is_valid: bool = True
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A whole and its parts, in order."""
+
+    title: str
+    whole: str
+    parts: tuple[Part, ...]
+    note: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# By phase
+
+
+def by_phase(run: Run) -> list[Bar]:
+    """Time (and energy, where the meter supports it) of an item by phase; no bar where there is only one phase."""
+    bars = []
+    latency = next((r for k in conclusions.LATENCY if (r := conclusions.best(run, k))), None)
+    if latency:
+        title = "Time, medians"
+        bars += _phase_bar(run, latency, title, "Medians of the phases need not add up to the median of the whole.")
+    energy = conclusions.best(run, conclusions.ENERGY)
+    if energy:
+        m = energy.measurement
+        bars += _phase_bar(run, energy, f"Energy, {_of(m)}", "")
+    return bars
+
+
+def _phase_bar(run: Run, whole: Result, title: str, note: str) -> list[Bar]:
+    m = whole.measurement
+    found = [
+        r
+        for r in conclusions.results(run)
+        if (r.measurement.metric, r.measurement.meter) == (m.metric, m.meter)
+        and r.measurement.phase in run.items.names
+    ]
+    found.sort(key=lambda r: run.items.names.index(r.measurement.phase))
+    total = sum(max(r.measurement.value, 0.0) for r in found)
+    if len(found) < 2 or total <= 0:
+        return []
+    parts = tuple(
+        Part(
+            r.measurement.phase,
+            max(r.measurement.value, 0.0) / total,
+            str(r.quantity),
+            colours.phase(r.measurement.phase, run.items.names),
+            r.is_valid,
+            r.measurement.method,
+        )
+        for r in found
+    )
+    return [Bar(title, str(whole.quantity), parts, note)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# By cause
+
+
+def budgets(run: Run) -> list[Bar]:
+    """Where the uncertainty of each energy figure of the windows comes from: shares of its variance."""
+    wanted = (conclusions.ENERGY, conclusions.ENERGY_NET)
+    found = [r for metric in wanted for r in conclusions.whole(run, metric)]
+    return [bar for r in found if (bar := budget(r))]
+
+
+def budget(r: Result) -> Bar | None:
+    """The parts of one figure's uncertainty; None where it has none."""
+    m = r.measurement
+    widths = {k: float(v) for k, v in m.parts.items() if isinstance(v, (int, float)) and math.isfinite(v) and v >= 0}
+    total = sum(w * w for w in widths.values())
+    if total <= 0:
+        return None
+    order = list(_CAUSES.values())
+    ordered = sorted(widths.items(), key=lambda kw: -kw[1])
+    parts = tuple(
+        Part(
+            _CAUSES.get(k, k.replace("_", " ")),
+            w * w / total,
+            f"± {format_quantity(w, None, m.unit)}",
+            # One cause has one colour in all bars.
+            colours.series(order.index(_CAUSES[k])) if k in _CAUSES else colours.GREY,
+        )
+        for k, w in ordered
+    )
+    return Bar(f"{r.label}, {_of(m)}", str(r.quantity), parts)
+
+
+def _of(m: Measurement) -> str:
+    return ", ".join(p for p in (m.meter, m.boundary) if p) or metrics.label(m.metric)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On paper
+
+
+def draw_bars(axes: Axes, bars: Sequence[Bar], x_label: str) -> None:
+    """Bars of parts below each other, shares in percent; one legend entry for each name."""
+    seen: set[str] = set()
+    for k, bar in enumerate(bars):
+        left = 0.0
+        for part in bar.parts:
+            label = None if part.name in seen or part.share < NEGLIGIBLE else part.name
+            if label:
+                seen.add(part.name)
+            axes.barh(k, part.share * 100, left=left, height=0.55, color=part.colour, label=label,
+                      edgecolor="white", linewidth=0.6)  # fmt: skip
+            if part.share > 0.07:
+                axes.text(left + part.share * 50, k, f"{part.share * 100:.0f} %", ha="center", va="center", color="white",
+                          fontsize=6.5, fontweight="bold")  # fmt: skip
+            left += part.share * 100
+    axes.set_yticks(range(len(bars)), [f"{b.title}\n{b.whole}" for b in bars])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(x_label)
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.35 / max(len(bars), 1) - 0.12), ncols=4)

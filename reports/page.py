@@ -1,0 +1,49 @@
+"""One self-contained HTML page: template, style, figures and the script that draws them, with nothing to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bokeh.model import Model
+    from jinja2 import Environment
+
+
+def render(template: str, figures: Mapping[str, Model], **values: Any) -> bytes:
+    """The page of a template; `figures` are placed by name with `{{ figure.name }}`, `values` are escaped.
+
+    A page without figures carries no drawing script.
+    """
+    from markupsafe import Markup
+
+    script, placed, library = "", {}, ""
+    if figures:
+        from bokeh.embed import components
+        from bokeh.resources import Resources
+
+        script, placed = components(dict(figures))
+        library = Resources(mode="inline", components=["bokeh"], minified=True).render_js()
+    page = _environment().get_template(template)
+    text = page.render(
+        figure={name: Markup(div) for name, div in placed.items()},
+        library=Markup(library),
+        script=Markup(script),
+        **values,
+    )
+    return text.encode()
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
