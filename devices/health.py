@@ -7,16 +7,18 @@ virtual machines often have neither temperature nor real clocks.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgewatt.devices import sysfs
+from edgewatt.devices import host_facts, sysfs
 from edgewatt.devices.agent_meter import AgentMeter
 from edgewatt.devices.thermometers import celsius, thermometers
 from edgewatt.harness.api import Channel, Device, Meter
 
 RATE_HZ = 4.0  # each reading wakes the processor; conditions change in seconds
+_LOAD_S = 0.1  # the shortest time over which psutil's utilisation means something
 Reading = Callable[[], float | None]
 
 
@@ -54,6 +56,7 @@ def source(params: Mapping[str, Any]) -> tuple[list[str], Callable[[], list[floa
     """Columns and a reading, in SI units, of the channels named in `params["columns"]`. For the agent."""
     found = {channel.name: read for channel, read in _readings(params["sysfs"])}
     columns = list(params["columns"])
+    time.sleep(_LOAD_S)  # the first utilisation is that since the line above
     readings = [found.get(c, _missing) for c in columns]  # one that has gone since it was found stays a gap
     return columns, lambda: [read() for read in readings]
 
@@ -89,7 +92,7 @@ def _readings(root: str) -> list[tuple[Channel, Reading]]:
     import psutil
 
     folder = Path(root)
-    psutil.cpu_percent()  # the first call has nothing to compare with and always says 0
+    psutil.cpu_percent()  # the first call has nothing to compare with and always says 0; later ones look back to it
     found: list[tuple[Channel, Reading]] = [
         (Channel("utilisation", "utilisation", "1", "gauge", "all processors, mean"), _utilisation),
         (Channel("memory", "memory", "B", "gauge", "memory in use"), lambda: float(psutil.virtual_memory().used)),
@@ -107,6 +110,12 @@ def _readings(root: str) -> list[tuple[Channel, Reading]]:
                 functools.partial(_hertz, clocks, min),
             ),
         ]
+    elif (
+        folder == Path("/sys") and host_facts.virtual(folder, Path("/proc")) is False and psutil.cpu_freq() is not None
+    ):
+        # /proc/cpuinfo; in a virtual machine (or on a Mac) it says a nominal clock, which is no reading
+        channel = Channel("frequency_mean", "frequency", "Hz", "gauge", "all processors, mean")
+        found.append((channel, lambda: float(psutil.cpu_freq().current) * 1e6))
     for t in thermometers(folder):
         found.append((Channel(t.name, "temperature", "degC", "gauge", t.name), functools.partial(_celsius, t.path)))
     for what in ("core", "package"):
