@@ -52,7 +52,9 @@ def place(address: str | os.PathLike[str], traces: str | os.PathLike[str] | None
         url = make_url(str(address))
     except (ArgumentError, ValueError) as error:
         # The address itself may hold a password, so it is not repeated.
-        raise UsageError("--store: not an address; wanted a folder or postgresql+psycopg://user@host/database") from error
+        raise UsageError(
+            "--store: not an address; wanted a folder or postgresql+psycopg://user@host/database"
+        ) from error
     query = dict(url.query)
     named = query.pop("traces", None)
     traces = traces or (named if isinstance(named, str) else None)
@@ -64,7 +66,9 @@ def place(address: str | os.PathLike[str], traces: str | os.PathLike[str] | None
         file = Path(url.database).expanduser().absolute()
         return Place(_sqlite(file), Path(traces).absolute() if traces else file.parent, shown, file)
     if backend != "postgresql":
-        raise UsageError(f"store {shown}: {backend} is not supported; wanted a folder, sqlite:/// or postgresql+psycopg://")
+        raise UsageError(
+            f"store {shown}: {backend} is not supported; wanted a folder, sqlite:/// or postgresql+psycopg://"
+        )
     if not traces:
         raise UsageError(f"store {shown}: the traces need a folder that all its users see; add ?traces=/shared/folder")
     url = url.set(drivername="postgresql+psycopg", query=query)

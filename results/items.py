@@ -42,7 +42,7 @@ def write(items: Items, path: Path) -> None:
         compression="zstd",
         compression_level=1,
         use_dictionary=False,
-        column_encoding={n: "DELTA_BINARY_PACKED" for n in integers},
+        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
         write_page_checksum=True,
     )
 
@@ -55,6 +55,6 @@ def read(path: Path) -> Items:
         raise HarnessError(f"{path}: not item times of format {FORMAT} or older; upgrade edgewatt or check the file")
     table = file.read()
     step = Step(about["size"], about["divides"])
-    integers = [table.column(k).to_numpy() for k in INTEGERS]
-    times = [joined(table, f"{k}_ns", f"{k}_s", step) for k in TIMES]
-    return Items(tuple(about["names"]), *integers, *times, parts=tuple(about["parts"]))
+    columns = {k: table.column(k).to_numpy() for k in INTEGERS}
+    columns |= {f"{k}_s": joined(table, f"{k}_ns", f"{k}_s", step) for k in TIMES}
+    return Items(names=tuple(about["names"]), parts=tuple(about["parts"]), **columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -28,10 +29,14 @@ from edgewatt.results.plain import plain, text
 def record(run: Run, traces: Sequence[TraceRecord], outputs: Mapping[str, str], items: Mapping[str, Any]) -> RunRecord:
     """The rows of a run whose files are written: its traces, outputs (name -> path) and items (file, n, sha256)."""
     offset, error = run.clock_offset, run.error
+    try:
+        created_s = seconds(run.created_utc)
+    except ValueError:  # a label in another form still has to be stored, and its place among others is now
+        created_s = time.time()
     return RunRecord(
         id=run.id,
         created_utc=text(run.created_utc),
-        created_s=seconds(run.created_utc),
+        created_s=created_s,
         device_name=text(run.device_name),
         workload=text(run.workload),
         cell=text(run.cell),
@@ -100,9 +105,8 @@ def record(run: Run, traces: Sequence[TraceRecord], outputs: Mapping[str, str], 
 def run(stored: RunRecord, folder: Path, traces: Sequence[Trace], items: Items) -> Run:
     """The run again, its outputs where the store keeps them (below `folder`)."""
     r = stored
-    offset = ClockOffset(
-        *(math.nan if v is None else v for v in (r.offset_s, r.offset_bound_s, r.offset_drift, r.offset_at_s)),
-        n=r.offset_n,
+    offset_s, bound_s, drift, at_s = (
+        math.nan if v is None else v for v in (r.offset_s, r.offset_bound_s, r.offset_drift, r.offset_at_s)
     )
     error = None
     if r.error_kind is not None:
@@ -118,7 +122,7 @@ def run(stored: RunRecord, folder: Path, traces: Sequence[Trace], items: Items) 
         software=r.software,
         artefacts=r.artefacts,
         outputs={name: below(folder, path) for name, path in r.outputs.items()},
-        clock_offset=offset,
+        clock_offset=ClockOffset(offset_s, bound_s, drift, at_s, r.offset_n),
         phases=tuple(Phase(p.phase, p.start_s, p.end_s, p.items, p.repeat, p.clock) for p in r.phases),
         items=items,
         traces=tuple(traces),

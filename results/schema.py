@@ -39,7 +39,9 @@ def prepare(engine: Engine, may_write: bool) -> None:
     if found and not is_known(found):
         raise UsageError(f"its tables are of version {found}, this edgewatt knows up to {VERSION}; upgrade edgewatt")
     if not may_write:
-        raise UsageError(f"its tables are of version {found}, not {VERSION}, and it is read-only; open it writable once")
+        raise UsageError(
+            f"its tables are of version {found}, not {VERSION}, and it is read-only; open it writable once"
+        )
     from alembic import command
 
     with engine.execution_options(writes=True).begin() as connection:

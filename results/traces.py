@@ -48,7 +48,8 @@ class Step:
     divides: bool = False
 
     def values(self, counts: Ints) -> Floats:
-        return counts / self.size if self.divides else counts * self.size
+        combined: Floats = (np.divide if self.divides else np.multiply)(counts, self.size, dtype=np.float64)
+        return combined
 
     def counts(self, values: Floats) -> tuple[Ints, Bools]:
         """The nearest counts, and for which of them the value comes back bit for bit."""
@@ -155,7 +156,8 @@ class TraceWriter:
             "time": dataclasses.asdict(self._time),
             "steps": [dataclasses.asdict(s) if s else None for s in self._steps],
         }
-        fields, delta, dictionary, split = [("t_ns", pa.int64()), ("t_s", pa.float64())], ["t_ns"], [], ["t_s"]
+        fields, delta, split = [("t_ns", pa.int64()), ("t_s", pa.float64())], ["t_ns"], ["t_s"]
+        dictionary: list[str] = []
         for channel, values, step in zip(self._channels, columns, self._steps, strict=True):
             if step:
                 fields.append((f"counts:{channel.name}", pa.int64()))
@@ -244,7 +246,8 @@ def joined(columns: pa.Table, counted: str, plain: str, step: Step | None) -> Fl
     """A column put together again from its counts and its exceptions."""
     value = columns.column(plain).combine_chunks()
     if step is None:
-        return _numpy(value, np.nan)
+        plain: Floats = _numpy(value, np.nan)
+        return plain
     count = columns.column(counted).combine_chunks()
     whole = step.values(_numpy(count, 0))
     if count.null_count:
