@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from edgewatt.harness.api import Channel
 
+WIDEST_FIRST = ("wall", "dc-input", "battery", "board", "module", "package", "rails")
+
 
 @dataclass(frozen=True)
 class Group:
@@ -38,9 +40,11 @@ def roots(channels: Sequence[Channel]) -> tuple[Channel, ...]:
 
 
 def groups(channels: Sequence[Channel]) -> tuple[Group, ...]:
-    """The roots by boundary, in the order in which the boundaries first occur."""
+    """The roots by boundary, the widest boundary first; those the harness has no word for last."""
     top = roots(channels)
-    return tuple(Group(b, tuple(c for c in top if c.boundary == b)) for b in dict.fromkeys(c.boundary for c in top))
+    order = {b: k for k, b in enumerate(WIDEST_FIRST)}
+    found = sorted(dict.fromkeys(c.boundary for c in top), key=lambda b: order.get(b, len(order)))
+    return tuple(Group(b, tuple(c for c in top if c.boundary == b)) for b in found)
 
 
 def parts(channels: Sequence[Channel]) -> tuple[Channel, ...]:

@@ -1,5 +1,6 @@
 """The names of doubts about a run, what each means in plain words, and what it spoils."""
 
+from edgewatt.harness.api import Flag, Measurement
 from edgewatt.harness.plugins import nearest
 
 CHARGING = "charging"
@@ -33,7 +34,7 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
         ENERGY_METRICS,
     ),
     GAP: (
-        "Readings were missing for a while; the energy used meanwhile is interpolated, and the error bar is wider for it.",
+        "Readings were missing for a while; the energy used meanwhile is interpolated, with a wider error bar.",
         (),
     ),
     LOW_COVERAGE: (
@@ -53,7 +54,7 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
         ENERGY_METRICS,
     ),
     WINDOW_TOO_SHORT: (
-        "The sensor renews its reading too rarely for so short a measurement; its edges alone are uncertain by over 2 %.",
+        "The sensor renews its reading too rarely for so short a phase; the edges alone are uncertain by over 2 %.",
         ENERGY_METRICS,
     ),
     NOT_STEADY: (
@@ -96,6 +97,15 @@ def voided_by(flag: str) -> tuple[str, ...]:
     A raised `Flag` may void fewer (a doubt about idle spoils only net figures): its own `voids` is what counts.
     """
     return _entry(flag)[1]
+
+
+def is_void(measurement: Measurement, flag: Flag) -> bool:
+    """Whether `flag` makes `measurement` unusable: it names the metric, and its meter or no meter at all.
+
+    A flag on a meter ("rapl") speaks of every channel of it ("rapl/package-0/core") as well.
+    """
+    is_same = flag.meter in ("", measurement.meter) or measurement.meter.startswith(f"{flag.meter}/")
+    return is_same and measurement.metric in flag.voids
 
 
 def _entry(flag: str) -> tuple[str, tuple[str, ...]]:
