@@ -67,7 +67,13 @@ class Difference:
         """One line if nothing changed, else one more for each change."""
         if not self:
             return f"all {self.same} measurements come out the same"
-        head = f"{self.same} measurements the same, {len(self.changed)} changed, {len(self.added)} new, {len(self.gone)} gone"
+        counts = (
+            (self.same, "the same"),
+            (len(self.changed), "changed"),
+            (len(self.added), "new"),
+            (len(self.gone), "gone"),
+        )
+        head = "measurements: " + ", ".join(f"{n} {word}" for n, word in counts)
         lines = [c.in_words() for c in self.changed]
         for sign, group in (("new", self.added), ("gone", self.gone)):
             lines += [

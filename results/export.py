@@ -33,8 +33,8 @@ def export(store: Store, ids: Sequence[str] | None, form: str, output: Path | Te
     """Runs (`ids`, or all) written to a file or an open text stream; `parquet` to a new folder.
 
     csv: one row per measurement, its run's parameters in columns `spec.NAME`, its flags in one; a run without any
-    measurement has one row with its error. json: `{"runs": [...]}`, as `run --json` prints each. parquet: the same table
-    as `measurements.parquet`, and `traces/RUN/*.parquet` as the store has them. A file appears whole or not at all.
+    measurement has one row with its error. json: `{"runs": [...]}`, each as `run --json` prints it. parquet: the same
+    table as `measurements.parquet`, and the samples as `traces/RUN/*.parquet`. A file appears whole or not at all.
     """
     ids = [r.id for r in store.list()] if ids is None else list(dict.fromkeys(ids))
     if form not in ("csv", "parquet", "json"):
@@ -100,7 +100,8 @@ def _write_parquet(store: Store, ids: Sequence[str], folder: Path) -> None:
 
 def _parameters(store: Store, ids: Sequence[str]) -> dict[str, Any]:
     """Every parameter of these runs, with the Parquet type that holds all its values; text where they are mixed."""
-    wanted, kinds = set(ids), {}
+    wanted = set(ids)
+    kinds: dict[str, Any] = {}
     for row in store.list():
         if row.id in wanted:
             for name, value in row.spec.items():
@@ -165,7 +166,7 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o666 & ~_umask())
-            os.replace(name, path)
+            Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -181,7 +182,7 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         try:
             yield folder
             folder.chmod(0o777 & ~_umask())
-            os.replace(folder, path)
+            folder.replace(path)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

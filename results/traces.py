@@ -242,12 +242,11 @@ class _File:
         return found
 
 
-def joined(columns: pa.Table, counted: str, plain: str, step: Step | None) -> Floats:
+def joined(columns: pa.Table, counted: str, exact: str, step: Step | None) -> Floats:
     """A column put together again from its counts and its exceptions."""
-    value = columns.column(plain).combine_chunks()
+    value = columns.column(exact).combine_chunks()
     if step is None:
-        plain: Floats = _numpy(value, np.nan)
-        return plain
+        return _numpy(value, np.nan)
     count = columns.column(counted).combine_chunks()
     whole = step.values(_numpy(count, 0))
     if count.null_count:
@@ -258,8 +257,8 @@ def joined(columns: pa.Table, counted: str, plain: str, step: Step | None) -> Fl
     return whole
 
 
-def _numpy(array: pa.Array, missing: float) -> Any:
-    return (array.fill_null(missing) if array.null_count else array).to_numpy(zero_copy_only=False)
+def _numpy(array: pa.Array, missing: float) -> npt.NDArray[Any]:
+    return (array.fill_null(missing) if array.null_count else array).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 def write(trace: Trace, path: Path) -> None:
