@@ -21,7 +21,7 @@ CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class PolledMeter(Meter):
-    """A meter read every `period_s` by `read`. A subclass sets `name`, `channels` and `period_s`, and defines `read`."""
+    """A meter read every `period_s`. A subclass sets `name`, `channels` and `period_s`, and defines `read`."""
 
     period_s = 0.1
     clock = "boottime" if hasattr(time, "CLOCK_BOOTTIME") else "monotonic"

@@ -1,0 +1,121 @@
+"""Agents started plainly, without the transport, to see what they write."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgewatt.devices.transport import AGENT
+
+TESTS = Path(__file__).resolve().parent.parent
+MISSING = -(2**63)
+
+
+def environment() -> dict[str, str]:
+    """Where an agent finds the runners of these tests."""
+    return {**os.environ, "PYTHONPATH": str(TESTS)}
+
+
+@dataclass
+class Plain:
+    """An agent of one implementation (`command`), and what its last process left."""
+
+    name: str
+    command: list[str]
+    folder: Path
+    verbs: tuple[str, ...] = ("hello", "clock", "sample", "run")
+    environment: dict[str, str] = field(default_factory=environment)
+    status: int | None = None
+    stderr: str = ""
+
+    def job(self, job: Any) -> Path:
+        path = self.folder / f"job-{time.monotonic_ns()}.json"
+        path.write_text(job if isinstance(job, str) else json.dumps(job))
+        self.spool = path.with_suffix(".events.jsonl")
+        return path
+
+    def start(self, verb: str, job: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self.command, verb, str(self.job(job))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+            start_new_session=True,
+        )
+
+    def events(
+        self, verb: str, job: Any, until: Callable[[dict[str, Any]], bool] | None = None
+    ) -> list[dict[str, Any]]:
+        """All it says; asked to end (SIGTERM) at the first event for which `until` holds."""
+        with self.start(verb, job) as process:
+            assert process.stdout and process.stderr
+            said = []
+            for line in process.stdout:
+                said.append(json.loads(line))
+                if until and until(said[-1]):
+                    process.send_signal(signal.SIGTERM)
+                    until = None
+            self.stderr = process.stderr.read().decode()
+            self.status = process.wait(10)
+        return said
+
+
+def python_agents(folder: Path) -> dict[str, Plain]:
+    """The Python agent on this Python and on every older one found here, for what it promises to do there."""
+    found = {"python": Plain("python", [sys.executable, str(AGENT)], folder)}
+    for minor in (8, 9, 10, 12, 13, 14):
+        for python in sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))[-1:]:
+            found[f"python3.{minor}"] = Plain(
+                f"python3.{minor}", [str(python), str(AGENT)], folder, ("hello", "clock", "sample")
+            )
+    return found
+
+
+def numbers(text: str, form: str = "<i8") -> Any:
+    return np.frombuffer(base64.b64decode(text), form)
+
+
+@dataclass
+class Samples:
+    t_ns: Any
+    read_ns: Any
+    values: Any
+
+
+def samples(said: list[dict[str, Any]]) -> Samples:
+    """The samples in the frames of a `sample`."""
+    frames = [e for e in said if e["event"] == "frames"]
+    columns = len(next(e["columns"] for e in said if e["event"] == "sampling"))
+    form = {"int64": "<i8", "float64": "<f8"}[frames[0]["form"]]
+    return Samples(
+        np.concatenate([numbers(f["t_ns"]) for f in frames]),
+        np.concatenate([numbers(f["read_ns"]) for f in frames]),
+        np.concatenate([numbers(f["values"], form).reshape(f["n"], columns) for f in frames]),
+    )
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_gone(pid: int, within_s: float) -> float:
+    """How long it took for a process to be gone; AssertionError if it stays."""
+    start = time.monotonic()
+    while alive(pid):
+        assert time.monotonic() - start < within_s, f"process {pid} still there after {within_s} s"
+        time.sleep(0.01)
+    return time.monotonic() - start
