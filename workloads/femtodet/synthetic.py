@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgewatt.workloads.femtodet.layout import BATCHNORM_EPS, Conv, conv_keys, layout, state_layout
+from edgewatt.workloads.femtodet.layout import BATCHNORM_EPS, Conv, layout, state_layout
 from edgewatt.workloads.femtodet.variants import Variant
 
 Map = npt.NDArray[np.float64]  # (channels, rows, columns)
