@@ -86,5 +86,5 @@ def read_only(file: Path) -> URL:
 
 def _hidden(url: URL) -> str:
     query: dict[str, Any] = {k: "***" if k in SECRETS else v for k, v in url.query.items()}
-    # A bare masked query value would be shown as %2A%2A%2A.
-    return url.set(query=query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+    base, mark, asked = url.set(query=query).render_as_string(hide_password=True).partition("?")
+    return base + mark + asked.replace("%2A", "*").replace("%2F", "/")

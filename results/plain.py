@@ -20,11 +20,13 @@ DEEPEST = 32  # levels; what is nested deeper refers to itself
 def text(value: str) -> str:
     """The same without what some database or JSON reader refuses (NUL, half surrogates), cut where it is too long."""
     whole = value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-    return whole if len(whole) <= LONGEST_TEXT else f"{whole[:LONGEST_TEXT]}... (cut from {len(whole)} characters)"
+    if len(whole) <= LONGEST_TEXT:
+        return whole
+    return f"{whole[: LONGEST_TEXT - 50]}... (cut from {len(whole)} characters)"
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """The same in JSON's own types: no NaN or infinity (null), no numpy, no paths, of bounded size."""
+    """The same in JSON's own types: no NaN or infinity (null), no numpy, no paths, of bounded size. Twice is once."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if value is None or isinstance(value, (bool, int)):
@@ -39,13 +41,16 @@ def plain(value: Any, depth: int = 0) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         if isinstance(value, Mapping):
-            kept = {text(str(k)): plain(v, depth + 1) for k, v in list(value.items())[:LONGEST_LIST]}
-            return kept | ({"...": f"cut from {len(value)} entries"} if len(value) > LONGEST_LIST else {})
+            pairs = list(value.items())
+            if len(pairs) > LONGEST_LIST:
+                pairs = [*pairs[: LONGEST_LIST - 1], ("...", f"cut from {len(pairs)} entries")]
+            return {text(str(k)): plain(v, depth + 1) for k, v in pairs}
         if isinstance(value, (set, frozenset)):
             value = sorted(value, key=str)
         if isinstance(value, (list, tuple)):
-            cut = [f"... cut from {len(value)} entries"] if len(value) > LONGEST_LIST else []
-            return [plain(v, depth + 1) for v in value[:LONGEST_LIST]] + cut
+            if len(value) > LONGEST_LIST:
+                value = [*value[: LONGEST_LIST - 1], f"... cut from {len(value)} entries"]
+            return [plain(v, depth + 1) for v in value]
     return text(value.isoformat() if isinstance(value, date) else str(value))
 
 
