@@ -153,7 +153,7 @@ def run(
 @_json
 def list_runs(workload: str | None, device: str | None, limit: int | None, address: str, as_json: bool) -> None:
     """The runs in the store, newest last."""
-    from edgewatt.reports import text
+    from edgewatt.reports import listing
 
     rows = _open(address).list(workload=workload, device=device, limit=limit)
     if as_json:
@@ -161,7 +161,7 @@ def list_runs(workload: str | None, device: str | None, limit: int | None, addre
 
         _print_json({"runs": [dataclasses.asdict(r) for r in rows]})
     else:
-        _say(text.table(rows))
+        _say(listing.table(rows))
 
 
 @cli.command()
@@ -287,7 +287,10 @@ def _open(address: str, *, writing: bool = False) -> Store:
     """The store at an address; a command that only reads does not make one."""
     from edgewatt.results.store import Store
 
-    return Store(address, create=writing)
+    store = Store(address, create=writing)
+    if writing:
+        store.check()
+    return store
 
 
 def _check_report(path: Path) -> None:

@@ -131,7 +131,9 @@ def measure(
             before = device.clock_offset()
             with session.sampled(meters):
                 session.execute(window_s, isolated_s if any(map(_measures_energy, meters)) else 0.0)
-            run = dataclasses.replace(run, clock_offset=clocks.line(before, device.clock_offset()))
+            after = device.clock_offset()
+            if after.at_s > before.at_s:  # a device on the harness's own clock has nothing to draw a line through
+                run = dataclasses.replace(run, clock_offset=clocks.line(before, after))
     except KeyboardInterrupt:
         error = RunError("interrupted", f"stopped by hand during {_place(record)}")
     except UsageError:
@@ -271,7 +273,7 @@ class _Session:
                 where = (record.stage, record.repeat, record.items_done, len(record.phases))
                 if where != progressed:
                     progressed, at = where, time.monotonic()
-                limit_s = p.load_timeout_s if record.stage == "load" else max(p.item_timeout_s, p.idle_s + 30)
+                limit_s = {"load": p.load_timeout_s, "idle": p.idle_s + 30}.get(record.stage, p.item_timeout_s)
                 if time.monotonic() - at > limit_s:
                     raise _EndedError(_hang(record, limit_s))
                 self._progress(Progress(record.stage, record.repeat, p.repeats, record.items_done, record.share))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -67,8 +68,7 @@ def test_checkpoint_of_random_weights_gives_the_golden_detections(edgewatt, shar
     from safetensors.numpy import load_file
 
     wanted = load_file(golden / "outputs_train.safetensors")
-    with open(run["outputs"]["detections.json"], encoding="utf-8") as file:
-        found = json.load(file)
+    found = json.loads(Path(run["outputs"]["detections.json"]).read_text(encoding="utf-8"))
     assert len(found) == len(wanted["dets_orig"])
     boxes = sorted((d["category_id"] - 1, *(round(v, 1) for v in d["bbox"])) for d in found)
     for label, (x0, y0, x1, y1, _) in zip(wanted["labels_orig"], wanted["dets_orig"], strict=True):
