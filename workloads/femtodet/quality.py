@@ -216,7 +216,8 @@ def mean_ap(matches: Sequence[Matches], rule: Rule) -> float:
 def average_precision(matches: Matches, rule: Rule, weights: Reals) -> Floats:
     """Average precision (b,) of one class, mean over its thresholds.
 
-    Picture p is counted `weights[:, p]` (b, pictures) times. NaN where no object is left. Precision at a recall is the best precision at that recall or any higher.
+    Picture p is counted `weights[:, p]` (b, pictures) times. NaN where no object is left.
+    Precision at a recall is the best precision at that recall or any higher.
     """
     wanted = (weights @ matches.objects.astype(weights.dtype))[:, None]
     hits = matches.is_true.any(axis=0)
