@@ -113,7 +113,7 @@ class AgentMeter(Meter):
     def _traced(self) -> Trace:
         told = self._collected
         t_ns, read_ns, raw = told.samples(len(self.job.get("nodes") or ()) or None)
-        rising = np.diff(t_ns, prepend=t_ns[:1] - 1) > 0
+        rising = np.diff(np.maximum.accumulate(t_ns), prepend=t_ns[:1] - 1) > 0
         values = self.converted(raw[rising]) if len(raw) else np.empty((0, len(self.channels)))
         facts: dict[str, Any] = {
             "rate_asked_hz": 1 / self.period_s,
