@@ -25,10 +25,12 @@ _CAUSES = {
     "repeats": "spread over repeats",
     "spread": "spread over repeats",
     "idle": "idle power",
+    "idle step": "change of idle power",
     "items": "spread over items",
     "gaps": "gaps between readings",
     "gap": "gaps between readings",
 }
+_SLICE = "window/"  # a phase of the items within the windows, not looped alone
 NEGLIGIBLE = 0.001  # a part below this share is in the table only
 
 
@@ -73,29 +75,36 @@ def by_phase(run: Run) -> list[Bar]:
 
 
 def _phase_bar(run: Run, whole: Result, title: str, note: str) -> list[Bar]:
+    """The whole's phases: slices of the windows ("window/detect") where there are any, else phases looped alone."""
     m = whole.measurement
-    found = [
-        r
-        for r in conclusions.results(run)
-        if (r.measurement.metric, r.measurement.meter) == (m.metric, m.meter)
-        and r.measurement.phase in run.items.names
-    ]
-    found.sort(key=lambda r: run.items.names.index(r.measurement.phase))
+    same = [r for r in conclusions.results(run) if (r.measurement.metric, r.measurement.meter) == (m.metric, m.meter)]
+    found = [r for r in same if r.measurement.phase.startswith(_SLICE)]
+    if not found:
+        found = [r for r in same if r.measurement.phase in run.items.names]
+        if m.unit == "J":
+            note = "Each phase was looped alone; caches and clocks may differ from those in the whole."
+    names = (*run.items.names, "other")
+    found = [r for r in found if _name(r) in names]
+    found.sort(key=lambda r: names.index(_name(r)))
     total = sum(max(r.measurement.value, 0.0) for r in found)
     if len(found) < 2 or total <= 0:
         return []
     parts = tuple(
         Part(
-            r.measurement.phase,
+            _name(r),
             max(r.measurement.value, 0.0) / total,
             str(r.quantity),
-            colours.phase(r.measurement.phase, run.items.names),
+            colours.phase(_name(r), run.items.names),
             r.is_valid,
             r.measurement.method,
         )
         for r in found
     )
     return [Bar(title, str(whole.quantity), parts, note)]
+
+
+def _name(r: Result) -> str:
+    return r.measurement.phase.removeprefix(_SLICE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def chart(x: str, y: str, *, height: int = 320, **options: Any) -> figure:
         y_axis_label=literal(y),
         tools=[PanTool(), BoxZoomTool(), WheelZoomTool(), ResetTool(), SaveTool()],
         toolbar_location="above",
+        toolbar_inner=True,  # shown over the drawing while a pointer is there, so that it takes no place
         # The page scrolls under a finger or a wheel until the reader chooses a tool.
         active_drag=None,
         active_scroll=None,
@@ -42,21 +44,22 @@ def chart(x: str, y: str, *, height: int = 320, **options: Any) -> figure:
     return made
 
 
-def tidy(made: figure, where: str = "above") -> None:
-    """The legend of a figure moved out of the drawing; a click on an entry hides its series."""
-    if not made.legend:
-        return
-    legend = made.legend[0]
-    made.add_layout(legend, where)  # type: ignore[arg-type]
-    legend.orientation = "horizontal"
-    legend.ncols = 1 if len(legend.items) > 8 else "auto"
-    legend.click_policy = "hide"
-    legend.label_text_font = FONT
-    legend.label_text_font_size = "12px"
-    legend.background_fill_alpha = 0
-    legend.border_line_color = None
-    legend.padding = 0
-    legend.margin = 4
+@dataclass(frozen=True)
+class Key:
+    """One entry of a figure's legend, set beside it by the page: a click hides what is drawn under `name`."""
+
+    label: str
+    colour: str
+    name: str = ""
+    style: str = "line"  # line, dashed, dot, ring, fill
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure and its legend."""
+
+    figure: figure
+    keys: tuple[Key, ...] = ()
 
 
 def hover(made: figure, rows: list[tuple[str, str]], **options: Any) -> None:

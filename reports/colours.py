@@ -17,6 +17,7 @@ _PHASES = {
     "preprocess": SKY,
     "detect": GREEN,
     "postprocess": PURPLE,
+    "other": GREY,
     "vision": SKY,
     "prefill": GREEN,
     "decode": PURPLE,

@@ -14,7 +14,7 @@ from edgewatt.reports.numbers import Quantity, quantity
 BOUNDARIES = ("wall", "dc-input", "battery", "board", "module", "package", "rails", "")
 
 ENERGY, ENERGY_NET = "energy_per_inference_j", "energy_per_inference_net_j"
-_WHOLE = ("window", "idle", "run", "")  # phases that are none of an item's
+_WHOLE = ("window", "run", "")  # phases of figures that speak of whole items
 LATENCY = ("latency_s", "latency_p50_s")  # the median, under either name
 
 
@@ -28,7 +28,8 @@ class Result:
 
     @property
     def label(self) -> str:
-        return metrics.label(self.measurement.metric)
+        m = self.measurement
+        return "Idle power" if (m.metric, m.phase) == ("power_w", "idle") else metrics.label(m.metric)
 
     @property
     def quantity(self) -> Quantity:
@@ -131,11 +132,11 @@ def no_joules(run: Run) -> str:
         return f"no joules: {_reasons([f for r in energies for f in r.voided_by])}"
     if run.error:
         return "no joules: the run ended before they were measured"
-    about_energy = [f for f in run.flags if any(metrics.group(v) == "Energy" for v in f.voids)]
-    if about_energy:
-        return f"no joules: {_reasons(about_energy)}"
     if not any(c.is_energy for t in run.traces for c in t.channels):
         return f"no joules: {run.device_name} has no power sensor that could be read"
+    about_energy = [f for f in run.flags if f.meter and any(metrics.group(v) == "Energy" for v in f.voids)]
+    if about_energy:
+        return f"no joules: {_reasons(about_energy)}"
     return "no joules: the meters left no energy of a whole window"
 
 
@@ -159,11 +160,22 @@ def headline(run: Run) -> list[Tile]:
     tiles.append(Tile("Latency, median", latency, lesser("latency_p90_s", "latency_p99_s"), absent))
     tiles.append(Tile("Throughput", best(run, "throughput_fps"), (), absent))
     if power:
-        tiles.append(Tile("Power, gross", power, lesser("power_net_w", "idle_power_w", of=meter)))
+        tiles.append(Tile("Power, gross", power, (*lesser("power_net_w", of=meter), *idle_power(run, meter))))
     quality = best(run, "ap")
     if quality:
         tiles.append(Tile("AP", quality, lesser("ap50")))
     return tiles
+
+
+def idle_power(run: Run, meter: str | None) -> tuple[Result, ...]:
+    """The power of a meter while nothing ran, if it is known: at most one result."""
+    found = [
+        r
+        for r in results(run)
+        if r.measurement.meter == meter
+        and (r.measurement.metric == "idle_power_w" or (r.measurement.metric, r.measurement.phase) == ("power_w", "idle"))
+    ]
+    return tuple(found[:1])
 
 
 def is_simulated(run: Run) -> bool:

@@ -11,13 +11,14 @@ import numpy as np
 from edgewatt.harness.analysis_view import WINDOW, Findings, view
 from edgewatt.harness.api import Floats, Ints, Run
 from edgewatt.reports import charts, colours, numbers
+from edgewatt.reports.charts import Chart, Key
 from edgewatt.reports.thinning import Drawn, drawn
 
 if TYPE_CHECKING:
-    from bokeh.plotting import figure
     from matplotlib.axes import Axes
 
 _QUANTILES = (0.5, 0.9, 0.99)
+_MEDIAN_WORDS = "median of each fiftieth of a window"
 _TAIL = 0.995  # a histogram ends where this share of the items is; what lies beyond is counted in words
 
 
@@ -114,60 +115,59 @@ def over_time(found: Latencies, origin_s: float) -> tuple[Drawn, Drawn]:
 # On a page
 
 
-def histogram_chart(found: Latencies) -> figure:
+def histogram_chart(found: Latencies) -> Chart:
     """The histogram with its quantiles marked."""
-    from bokeh.models import Span
-
     h = histogram(found)
-    made = charts.chart(numbers.titled("Latency of an item", h.unit), "Items", height=280)
+    made = charts.chart(numbers.titled("Latency of an item", h.unit), "Items", height=260)
     made.y_range.start = 0  # type: ignore[attr-defined]
     data = {"left": h.edges[:-1], "right": h.edges[1:], "count": h.counts}
     bars = made.quad(source=data, left="left", right="right", top="count", bottom=0, fill_color=colours.BLUE,
                      fill_alpha=0.8, line_color=None)  # fmt: skip
     charts.hover(made, [("Latency", f"@left{{0.00}} to @right{{0.00}} {h.unit}"), ("Items", "@count")],
                  renderers=[bars])  # fmt: skip
+    keys = []
     for k, q in enumerate(_QUANTILES):
-        at = float(np.quantile(found.latency_s, q)) * h.factor
-        if at <= h.edges[-1]:
-            made.add_layout(Span(location=at, dimension="height", line_color=colours.series(k + 1), line_width=2,
-                                 line_dash="dashed"))  # fmt: skip
-            made.line([], [], color=colours.series(k + 1), line_width=2, line_dash="dashed", legend_label=f"p{q * 100:g}")
-    charts.tidy(made)
-    return made
+        at = float(np.quantile(found.latency_s, q))
+        words, colour = f"p{q * 100:g}: {numbers.format_quantity(at, None, 's')}", colours.series(k + 1)
+        if at * h.factor <= h.edges[-1]:
+            made.vspan(x=[at * h.factor], line_color=colour, line_width=2, line_dash="dashed", name=words)
+            keys.append(Key(words, colour, words, "dashed"))
+    return Chart(made, tuple(keys))
 
 
-def ecdf_chart(found: Sequence[Latencies], labels: Sequence[str]) -> figure:
+def ecdf_chart(found: Sequence[Latencies], labels: Sequence[str]) -> Chart:
     """The share of items that took at most so long, one line for each run."""
     tops = [float(np.quantile(f.latency_s, _TAIL)) for f in found]
     factor, unit = numbers.axis(max(tops), "s")
-    made = charts.chart(numbers.titled("Latency of an item", unit), "Share of items (%)", height=280)
+    made = charts.chart(numbers.titled("Latency of an item", unit), "Share of items (%)", height=260)
     low = min(float(f.latency_s.min()) for f in found)
     made.x_range.start, made.x_range.end = low * 0.97 * factor, max(tops) * 1.05 * factor  # type: ignore[attr-defined]
-    lines = []
+    lines, keys = [], []
     for k, (f, label) in enumerate(zip(found, labels, strict=True)):
         x, share = ecdf(f)
-        data = {"x": np.float32(x * factor), "y": np.float32(share * 100)}
-        style = {"legend_label": charts.literal(label)} if len(found) > 1 else {}
+        data = {"x": np.float32(x * factor), "y": np.float32(share * 100), "run": [charts.literal(label)] * len(x)}
+        style = "line" if k < len(colours.SERIES) else "dashed"
         lines.append(made.step(source=data, x="x", y="y", mode="after", line_width=2, color=colours.series(k),
-                               line_dash="solid" if k < len(colours.SERIES) else "dashed", name=label, **style))  # fmt: skip
-    charts.hover(made, [("Run", "$name")] * (len(found) > 1) + [("Latency", f"@x{{0.00}} {unit}"),
+                               line_dash="solid" if style == "line" else "dashed", name=label))  # fmt: skip
+        keys.append(Key(label, colours.series(k), label, style))
+    several = len(found) > 1
+    charts.hover(made, [("Run", "@run")] * several + [("Latency", f"@x{{0.00}} {unit}"),
                  ("At most that slow", "@y{0.0} %")], renderers=lines, mode="mouse")  # fmt: skip
-    charts.tidy(made)
-    return made
+    return Chart(made, tuple(keys) if several else ())
 
 
-def drift_chart(found: Latencies, origin_s: float) -> tuple[figure, Drawn]:
+def drift_chart(found: Latencies, origin_s: float) -> tuple[Chart, Drawn]:
     """Latency over time, and how much of it is drawn."""
     points, line = over_time(found, origin_s)
     factor, unit = numbers.axis(float(np.quantile(found.latency_s, _TAIL)), "s")
-    made = charts.chart("Time since the run began (s)", numbers.titled("Latency", unit), height=280)
+    made = charts.chart("Time since the run began (s)", numbers.titled("Latency", unit), height=260)
     data = {"x": np.float32(points.x), "y": np.float32(points.y * factor)}
-    dots = made.scatter(source=data, x="x", y="y", size=3, color=colours.BLUE, alpha=0.35, line_color=None,
-                        legend_label="an item")  # fmt: skip
-    made.line(line.x, line.y * factor, color=colours.VERMILLION, line_width=2, legend_label="median of about 1/50 of a window")
+    dots = made.scatter(source=data, x="x", y="y", size=3, color=colours.BLUE, alpha=0.4, line_color=None,
+                        name="items")  # fmt: skip
+    made.line(line.x, line.y * factor, color=colours.VERMILLION, line_width=2, name="medians")
     charts.hover(made, [("Time", "@x{0.000} s"), ("Latency", f"@y{{0.00}} {unit}")], renderers=[dots])
-    charts.tidy(made)
-    return made, points
+    keys = (Key("an item", colours.BLUE, "items", "dot"), Key(_MEDIAN_WORDS, colours.VERMILLION, "medians"))
+    return Chart(made, keys), points
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def draw_drift(axes: Axes, found: Latencies, origin_s: float) -> None:
     points, line = over_time(found, origin_s)
     factor, unit = numbers.axis(float(np.quantile(found.latency_s, _TAIL)), "s")
     axes.plot(points.x, points.y * factor, ".", markersize=1.5, alpha=0.35, color=colours.BLUE, rasterized=True)
-    axes.plot(line.x, line.y * factor, color=colours.VERMILLION, label="median of about 1/50 of a window")
+    axes.plot(line.x, line.y * factor, color=colours.VERMILLION, label=_MEDIAN_WORDS)
     axes.set_xlabel("Time since the run began (s)")
     axes.set_ylabel(numbers.titled("Latency", unit))
     axes.legend(loc="upper right")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bokeh.model import Model
     from jinja2 import Environment
 
+    from edgewatt.reports.charts import Chart
 
-def render(template: str, figures: Mapping[str, Model], **values: Any) -> bytes:
-    """The page of a template; `figures` are placed by name with `{{ figure.name }}`, `values` are escaped.
+
+def render(template: str, figures: Mapping[str, Chart], **values: Any) -> bytes:
+    """The page of a template; `figures` are placed by name with `drawn(name, ...)`, `values` are escaped.
 
     A page without figures carries no drawing script.
     """
@@ -24,11 +25,12 @@ def render(template: str, figures: Mapping[str, Model], **values: Any) -> bytes:
         from bokeh.embed import components
         from bokeh.resources import Resources
 
-        script, placed = components(dict(figures))
+        script, placed = components({name: c.figure for name, c in figures.items()})
         library = Resources(mode="inline", components=["bokeh"], minified=True).render_js()
     page = _environment().get_template(template)
     text = page.render(
         figure={name: Markup(div) for name, div in placed.items()},
+        keys={name: c.keys for name, c in figures.items()},
         library=Markup(library),
         script=Markup(script),
         **values,

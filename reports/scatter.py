@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgewatt.harness.api import Floats, Run
 from edgewatt.reports import charts, colours, conclusions, metrics, numbers
+from edgewatt.reports.charts import Chart, Key
 from edgewatt.reports.conclusions import Result
 
 if TYPE_CHECKING:
-    from bokeh.plotting import figure
     from matplotlib.axes import Axes
 
 _VARIED_FIRST = ("variant", "model", "weights", "size", "engine", "provider", "threads")
@@ -30,15 +30,21 @@ def labels(runs: Sequence[Run]) -> list[str]:
     for r in runs:
         words = [r.device_name] if len({x.device_name for x in runs}) > 1 or not varied else []
         words += [r.workload] if len({x.workload for x in runs}) > 1 or not (words or varied) else []
-        named.append(" · ".join(words + [f"{k} {r.spec.get(k)}" for k in varied[:4]]))
+        named.append(" · ".join(words + [_varied(k, r.spec.get(k)) for k in varied[:4]]))
     twice = {n for n, count in Counter(named).items() if count > 1}
     return [f"{n} · {r.id[-8:]}" if n in twice else n for n, r in zip(named, runs, strict=True)]
+
+
+def _varied(key: str, value: object) -> str:
+    """A parameter in a name: a word speaks for itself, a number needs its key."""
+    return value if isinstance(value, str) else f"{key} {value}"
 
 
 @dataclass(frozen=True)
 class Point:
     """One run in a figure: values and half-widths in SI units; `is_simulated` ones are drawn hollow."""
 
+    number: int  # its run's place in the list of runs, from 1
     label: str
     x: float
     x_error: float
@@ -78,7 +84,7 @@ def front(cost: Floats, other_cost: Floats) -> np.ndarray[tuple[int], np.dtype[n
 
 def planes(runs: Sequence[Run]) -> list[Plane]:
     """The figures that at least two runs have points in: energy by latency, and quality by energy or by latency."""
-    names = labels(runs)
+    names = [f"{k}: {name}" for k, name in enumerate(labels(runs), 1)]
     boundary = common_boundary(runs)
     latency = [next((r for k in conclusions.LATENCY if (r := conclusions.best(run, k))), None) for run in runs]
     energy = [_energy_within(run, boundary) for run in runs]
@@ -119,21 +125,18 @@ def _plane(
     good_high: bool = False,
 ) -> Plane:
     points, left_out = [], []
-    for run, name, x, y in zip(runs, names, xs, ys, strict=True):
+    for k, (run, name, x, y) in enumerate(zip(runs, names, xs, ys, strict=True), 1):
         absent = [_absent(run, what, r) for what, r in ((x_label, x), (y_label, y))]
         if x is None or y is None or any(absent):
-            left_out.append(f"{name}: {'; '.join(a for a in absent if a)}")
+            left_out.append(f"{name} ({'; '.join(dict.fromkeys(a for a in absent if a))})")
             continue
         a, b = x.measurement, y.measurement
         marked = "simulated" in (*x.marks, *y.marks)
-        points.append(Point(name, a.value, a.uncertainty or 0.0, b.value, b.uncertainty or 0.0, marked))
+        points.append(Point(k, name, a.value, a.uncertainty or 0.0, b.value, b.uncertainty or 0.0, marked))
     if points:
         sign = -1.0 if good_high else 1.0
         best = front(np.array([p.x for p in points]), sign * np.array([p.y for p in points]))
-        points = [
-            Point(p.label, p.x, p.x_error, p.y, p.y_error, p.is_simulated, bool(k))
-            for p, k in zip(points, best, strict=True)
-        ]
+        points = [replace(p, is_best=bool(k)) for p, k in zip(points, best, strict=True)]
     units = [next((metrics.unit(r.measurement) for r in rs if r), "") for rs in (xs, ys)]
     words = "no other run shown is better in one and at least as good in the other"
     return Plane(title, x_label, units[0], y_label, units[1], tuple(points), tuple(left_out), words, good_high)
@@ -141,13 +144,14 @@ def _plane(
 
 def _absent(run: Run, what: str, r: Result | None) -> str:
     """Why a run has no such value; "" when it has."""
+    name = what if what.startswith("AP") else what.split(",")[0].split(" (")[0].lower()
     if r is not None:
-        return "" if r.is_valid else f"{what} is void ({r.void_reason})"
+        return "" if r.is_valid else f"{name} is void: {r.void_reason}"
     if run.error:
-        return f"no {what}, the run ended badly ({run.error.kind.replace('_', ' ')})"
+        return f"ended badly: {run.error.kind.replace('_', ' ')}"
     if what.startswith("Energy"):
-        return conclusions.no_joules(run) or f"no joules within this boundary: {what}"
-    return f"no {what}"
+        return conclusions.no_joules(run) or f"no joules within the same boundary as the others: {what}"
+    return f"no {name}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,21 +165,47 @@ def scaled(plane: Plane) -> tuple[float, str, float, str]:
     return x_factor, numbers.titled(plane.x_label, x_unit), y_factor, numbers.titled(plane.y_label, y_unit)
 
 
-def plane_chart(plane: Plane) -> figure:
-    """The points with error bars; those on the front are joined and ringed, simulated ones hollow."""
-    from bokeh.models import ColumnDataSource, LabelSet, Whisker
+def crowds(plane: Plane) -> list[tuple[float, float, str]]:
+    """Where to write the numbers of the points, in SI units: points that lie on each other share one text."""
+    wide = max(p.x for p in plane.points) - min(p.x for p in plane.points) or 1.0
+    high = max(p.y for p in plane.points) - min(p.y for p in plane.points) or 1.0
+    found: list[list[Point]] = []
+    for p in plane.points:
+        near = (c for c in found if abs(c[0].x - p.x) < 0.03 * wide and abs(c[0].y - p.y) < 0.04 * high)
+        crowd = next(near, None)
+        if crowd is None:
+            found.append([p])
+        else:
+            crowd.append(p)
+    return [(max(p.x for p in c), max(p.y for p in c), ", ".join(str(p.number) for p in c)) for c in found]
+
+
+def _range(values: Sequence[tuple[float, float]], factor: float) -> tuple[float, float]:
+    """An axis that holds all values with their bars."""
+    low, high = min(v - e for v, e in values) * factor, max(v + e for v, e in values) * factor
+    pad = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
+    return low - pad, high + pad
+
+
+def plane_chart(plane: Plane) -> Chart:
+    """The points with error bars; those on the front are joined, simulated ones hollow."""
+    from bokeh.core.properties import value
+    from bokeh.models import ColumnDataSource, LabelSet, Range1d, Whisker
 
     fx, x_label, fy, y_label = scaled(plane)
-    made = charts.chart(x_label, y_label, height=400)
     p = plane.points
+    made = charts.chart(x_label, y_label, height=400, x_range=Range1d(*_range([(k.x, k.x_error) for k in p], fx)),
+                        y_range=Range1d(*_range([(k.y, k.y_error) for k in p], fy)))  # fmt: skip
     best = sorted((k for k in p if k.is_best), key=lambda k: k.x)
     made.step([k.x * fx for k in best], [k.y * fy for k in best], mode="after", color=colours.VERMILLION, line_width=1.5,
-              line_dash="dashed", legend_label="Pareto front")  # fmt: skip
-    for is_best, is_simulated in ((False, False), (True, False), (False, True), (True, True)):
+              line_dash="dashed", name="front")  # fmt: skip
+    keys = [Key("Pareto front", colours.VERMILLION, "front", "dashed")]
+    for is_best, is_simulated in ((False, True), (False, False), (True, True), (True, False)):
         chosen = [k for k in p if (k.is_best, k.is_simulated) == (is_best, is_simulated)]
         if not chosen:
             continue
         colour = colours.VERMILLION if is_best else colours.BLUE
+        words = ("on the front" if is_best else "beaten by another run") + (", simulated" if is_simulated else "")
         data = ColumnDataSource(
             {
                 "x": [k.x * fx for k in chosen],
@@ -189,22 +219,22 @@ def plane_chart(plane: Plane) -> figure:
                 "y_text": [numbers.format_quantity(k.y, k.y_error or None, plane.y_unit) for k in chosen],
             }
         )
-        for dimension, base in (("height", "x"), ("width", "y")):
-            lower, upper = ("y0", "y1") if dimension == "height" else ("x0", "x1")
-            whisker = Whisker(source=data, base=base, lower=lower, upper=upper, dimension=dimension, line_color=colour)
-            whisker.upper_head.size = whisker.lower_head.size = 6
-            whisker.upper_head.line_color = whisker.lower_head.line_color = colour
+        for dimension, base, lower, upper in (("height", "x", "y0", "y1"), ("width", "y", "x0", "x1")):
+            whisker = Whisker(source=data, base=base, lower=lower, upper=upper, dimension=dimension, line_color=colour,
+                              name=words)  # fmt: skip
+            for head in (whisker.upper_head, whisker.lower_head):
+                head.size, head.line_color = 6, colour  # type: ignore[union-attr]
             made.add_layout(whisker)
-        words = ("on the front" if is_best else "beaten by another run") + (", simulated" if is_simulated else "")
         dots = made.scatter(source=data, x="x", y="y", size=11 if is_best else 8, line_color=colour, line_width=2,
-                            fill_color=colour, fill_alpha=0 if is_simulated else 1, legend_label=words,
+                            fill_color=colour, fill_alpha=0 if is_simulated else 1, name=words,
                             marker="diamond" if is_simulated else "circle")  # fmt: skip
         charts.hover(made, [("Run", "@label"), (plane.x_label, "@x_text"), (plane.y_label, "@y_text")], renderers=[dots])
-        if len(p) <= 12:
-            made.add_layout(LabelSet(source=data, x="x", y="y", text="label", x_offset=8, y_offset=6,
-                                     text_font_size="12px", text_font=charts.FONT))  # fmt: skip
-    charts.tidy(made)
-    return made
+        keys.append(Key(words, colour, words, "ring" if is_simulated else "dot"))
+    texts = crowds(plane)
+    source = ColumnDataSource({"x": [c[0] * fx for c in texts], "y": [c[1] * fy for c in texts], "text": [c[2] for c in texts]})
+    made.add_layout(LabelSet(source=source, x="x", y="y", text="text", x_offset=9, y_offset=6,
+                             text_font_size="13px", text_font=value(charts.FONT)))  # fmt: skip
+    return Chart(made, tuple(keys))
 
 
 def draw_plane(axes: Axes, plane: Plane) -> None:
@@ -213,14 +243,18 @@ def draw_plane(axes: Axes, plane: Plane) -> None:
     best = sorted((k for k in plane.points if k.is_best), key=lambda k: k.x)
     axes.step([k.x * fx for k in best], [k.y * fy for k in best], where="post", color=colours.VERMILLION, linestyle="--",
               linewidth=0.8, label="Pareto front")  # fmt: skip
+    seen: set[str] = set()
     for k in plane.points:
         colour = colours.VERMILLION if k.is_best else colours.BLUE
+        words = ("on the front" if k.is_best else "beaten by another run") + (", simulated" if k.is_simulated else "")
         axes.errorbar(k.x * fx, k.y * fy, xerr=k.x_error * fx, yerr=k.y_error * fy, color=colour, elinewidth=0.8,
-                      fmt="D" if k.is_simulated else "o", markersize=4.5, mfc="none" if k.is_simulated else colour)  # fmt: skip
-        if len(plane.points) <= 12:
-            name = k.label + (" (simulated)" if k.is_simulated else "")
-            axes.annotate(name, (k.x * fx, k.y * fy), textcoords="offset points", xytext=(5, 4), fontsize=6)
-    axes.margins(x=0.15, y=0.15)
+                      fmt="D" if k.is_simulated else "o", markersize=4.5, mfc="none" if k.is_simulated else colour,
+                      label=None if words in seen else words)  # fmt: skip
+        seen.add(words)
+    for x, y, text in crowds(plane):
+        axes.annotate(text, (x * fx, y * fy), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    axes.set_xlim(*_range([(k.x, k.x_error) for k in plane.points], fx))
+    axes.set_ylim(*_range([(k.y, k.y_error) for k in plane.points], fy))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(plane.title)

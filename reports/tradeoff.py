@@ -12,7 +12,6 @@ from typing import Any
 from edgewatt.harness.api import Run, UsageError
 from edgewatt.reports import conclusions, latency, metrics, output, scatter, views
 from edgewatt.reports.conclusions import Result
-from edgewatt.reports.latency import Latencies
 from edgewatt.reports.numbers import format_quantity
 from edgewatt.reports.scatter import Plane
 
@@ -89,8 +88,8 @@ def page(runs: Sequence[Run], title: str | None = None) -> bytes:
 
 def _latency(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any] | None:
     """The distribution of latencies; None where no run has whole items."""
-    named = zip(scatter.labels(runs), runs, strict=True)
-    found: list[tuple[str, Run, Latencies]] = [(n, r, f) for n, r in named if len(f := latency.latencies(r))]
+    named = enumerate(zip(scatter.labels(runs), runs, strict=True), 1)
+    found = [(f"{k}: {n}", r, f) for k, (n, r) in named if len(f := latency.latencies(r))]
     if not found:
         return None
     figures["ecdf"] = latency.ecdf_chart([f for _, _, f in found], [n for n, _, _ in found])
@@ -98,7 +97,7 @@ def _latency(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any] 
     values = {"n": total, "histogram": False, "drift_caption": "", "void": _latency_void([r for _, r, _ in found])}
     of = f"{len(found)} runs" if len(found) > 1 else "the steady windows"
     values["ecdf_caption"] = (
-        f"Every whole item of {of}, n = {total}. Its right edge is the time within which 99.5 % are done."
+        f"Every whole item of {of}, n = {total}; the slowest 0.5 % may lie beyond the right edge."
     )
     if len(runs) == 1:
         _, run, items = found[0]
@@ -160,7 +159,10 @@ def _many(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any]:
 
 def _cell(run: Run, metric: str) -> Cell:
     names = conclusions.LATENCY if metric in conclusions.LATENCY else (metric,)
-    found = next((r for k in names if (r := conclusions.best(run, k))), None)
+    energy = conclusions.best(run, conclusions.ENERGY)
+    # Power stands beside the energy of the same meter.
+    meter = energy.measurement.meter if energy and metrics.group(metric) == "Energy" else None
+    found = next((r for k in names if (r := conclusions.best(run, k, meter))), None)
     if found is None:
         reason = conclusions.no_joules(run) if metric == conclusions.ENERGY else ""
         return Cell(None, reason or ("ended badly" if run.error else "—"))
