@@ -72,7 +72,7 @@ def frequency_files(root: Path) -> list[Path]:
 
 def throttle_files(root: Path, what: str) -> list[Path]:
     """The kernel's counters of thermal slowdowns, `what` being core or package: one per core, or one per package."""
-    files = {}
+    files: dict[tuple[int | None, int | None], Path] = {}
     for cpu in sysfs.folders(root / "devices" / "system" / "cpu", "cpu[0-9]*"):
         path = cpu / "thermal_throttle" / f"{what}_throttle_count"
         if sysfs.number(path) is not None:

@@ -8,9 +8,9 @@ in step with it are seen wrongly, steady ones are not. The counter is preferred;
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgewatt.devices import sysfs
@@ -47,8 +47,7 @@ class Nvml(AgentMeter):
 
 def source(params: Mapping[str, Any]) -> tuple[list[str], Callable[[], list[float | None]]]:
     """Columns and a reading in SI units of the channels named in `params["columns"]`. For the agent."""
-    import pynvml
-
+    pynvml: Any = importlib.import_module("pynvml")
     pynvml.nvmlInit()
     columns = list(params["columns"])
     getters = []
@@ -93,34 +92,27 @@ _UNITS = {
 }
 
 
-@contextlib.contextmanager
-def _nvml() -> Iterator[Any]:
-    """The library, started; ends it again. NVMLError or OSError if there is no driver."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def _survey() -> tuple[list[Channel], list[str]]:
     """The channels of all cards that read sanely, and what is wrong with the others."""
     try:
-        import pynvml
+        nvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return [], ["NVML: the package nvidia-ml-py is not installed; pip install nvidia-ml-py to measure NVIDIA cards"]
     channels: list[Channel] = []
     problems: list[str] = []
     try:
-        with _nvml() as nvml:
-            for index in range(nvml.nvmlDeviceGetCount()):
-                found, wrong = _card(nvml, index)
-                channels += found
-                problems += wrong
-    except (pynvml.NVMLError, OSError) as error:
+        nvml.nvmlInit()
+    except (nvml.NVMLError, OSError) as error:
         return [], [f"NVML: {error} (no NVIDIA card or no driver; nvidia-smi shows whether the driver works)"]
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            found, wrong = _card(nvml, index)
+            channels += found
+            problems += wrong
+    except nvml.NVMLError as error:  # a card that fell off its bus takes the others' count with it
+        problems.append(f"NVML: {error}; nvidia-smi shows the state of the cards")
+    finally:
+        nvml.nvmlShutdown()
     return channels, problems
 
 
