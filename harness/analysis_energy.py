@@ -26,6 +26,7 @@ from edgewatt.harness.api import Floats, Phase, Trace
 from edgewatt.harness.energy import Energy, net, sum_of
 
 LOAD = "load"
+CLOSURE = 0.02  # loops that add up to the whole within this agree well enough for any use
 
 
 def metering(view: View, traces: Sequence[tuple[Trace, float]], found: Findings) -> None:
@@ -95,9 +96,11 @@ def _figures(view: View, source: Source, found: Findings) -> None:
             f"{source.meter}: how often its sensor renews a reading cannot be told from them ({method}); error bars "
             "take every reading for a fresh one"
         )
-    energies: dict[str, list[Energy]] = {}
-    for name in view.names:
-        energies[name] = _phase_energies(view, source, name, found)
+    energies = {name: _phase_energies(view, source, name, found) for name in view.names}
+    short, why = too_short(source, view.shortest_s(looped(view)))
+    if short:
+        energies |= {name: [] for name in short}
+        found.doubt(flags.WINDOW_TOO_SHORT, f"{why}; no figure is given for it: raise isolated_s", source.meter, ())
     window_doubts(view, source, energies, found)
     power_drift(view, source, found)
     idles = list(zip(view.named(IDLE), energies.get(IDLE) or (), strict=False))
@@ -116,7 +119,7 @@ def _figures(view: View, source: Source, found: Findings) -> None:
             per_item[name] = _by_item(source, name, each, counts, found)
         if idles and name != WARMUP:
             _net(source, name, phases, each, counts if is_per_item else None, idles, found)
-    slices(view, source, per_item.keys() - {WINDOW}, found)
+    slices(view, source, looped(view), found)
     _closure(view, source, per_item, found)
 
 
@@ -132,12 +135,12 @@ def _phase_energies(view: View, source: Source, name: str, found: Findings) -> l
         return []
     voids = {WINDOW: flags.ENERGY_METRICS, IDLE: flags.NET_METRICS}.get(name, ())
     is_skewed = clock_doubt(source, name, sum_of(each), found, voids)
-    if name in (WINDOW, IDLE, WARMUP, LOAD):
-        return each
-    short = too_short(source, name, min(p.duration_s for p in phases))
-    if short:
-        found.doubt(flags.WINDOW_TOO_SHORT, f"{short}; no figure is given for it: raise isolated_s", source.meter, ())
-    return [] if short or is_skewed else each
+    return [] if is_skewed and name in looped(view) else each
+
+
+def looped(view: View) -> list[str]:
+    """The phases of items that ran alone, over and over."""
+    return [name for name in view.names if name not in (WINDOW, IDLE, WARMUP, LOAD)]
 
 
 def _gross(source: Source, name: str, phases: Sequence[Phase], each: list[Energy], found: Findings) -> None:
@@ -221,7 +224,7 @@ def _net(
 
 
 def _closure(view: View, source: Source, per_item: dict[str, tuple[float, float]], found: Findings) -> None:
-    """Phases looped alone against the item of the window: told where they disagree beyond their bars."""
+    """Phases looped alone against the item of the window: told where they disagree beyond their bars, and enough."""
     parts = [per_item[p] for p in view.item_phases() if p in per_item]
     if WINDOW not in per_item or not parts:
         return
@@ -229,7 +232,7 @@ def _closure(view: View, source: Source, per_item: dict[str, tuple[float, float]
     total, width = math.fsum(p[0] for p in parts), math.hypot(*(p[1] for p in parts))
     is_all = len(parts) == len(view.item_phases())
     excess = total - whole
-    if abs(excess) > math.hypot(bar, width) and (is_all or excess > 0):
+    if abs(excess) > max(math.hypot(bar, width), CLOSURE * whole) and (is_all or excess > 0):
         found.warnings.append(
             f"{source.meter}: the phases looped alone add up to {total:.4g} ± {width:.2g} J an item, the windows show "
             f"{whole:.4g} ± {bar:.2g} J ({excess / whole:+.1%}): caches, clocks or the time between phases differ, so "

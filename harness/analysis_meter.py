@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,12 @@ class Source:
         """Energy between two times; GapError where a channel's samples do not carry it."""
         each = [energy(self.trace, c.name, start_s, end_s, clock_bound_s=self.bound_s) for c in self.channels]
         return each[0] if len(each) == 1 else sum_of(each)
+
+    @property
+    def renewal(self) -> str:
+        """How often it gives a new reading, in words: it may be slower than it is read, never faster."""
+        often = "" if self.update.known else " or less often"
+        return f"renews its reading every {self.update.period_s:.3g} s{often}"
 
     def budget(self, intervals: Floats) -> tuple[Floats, dict[str, Floats]]:
         """Energies (k,) of many intervals (k, 2), and the parts of their error bars; GapError as `energy`."""
@@ -162,23 +168,21 @@ def clock_doubt(source: Source, name: str, total: Energy, found: Findings, voids
     return True
 
 
-def too_short(source: Source, name: str, shortest_s: float) -> str | None:
-    """Why a phase of that length is too short for the source's update period, in words; None if it is long enough."""
-    update = source.update
-    needed_s = minimum_window_s(update.period_s, EDGES)
-    if shortest_s >= needed_s:
-        return None
-    often = "every" if update.known else "at most every"  # it may be slower, never faster than it is read
-    return (
-        f"{source.name} renews its reading {often} {update.period_s:.3g} s, so {name} must last {needed_s:.3g} s to be "
-        f"known within {EDGES:.0%} at its edges; it lasted {shortest_s:.3g} s"
+def too_short(source: Source, lengths_s: Mapping[str, float]) -> tuple[tuple[str, ...], str]:
+    """Which phases (name -> s) are too short for the source's update period, and the same in words."""
+    needed_s = minimum_window_s(source.update.period_s, EDGES)
+    short = {name: length_s for name, length_s in lengths_s.items() if length_s < needed_s}
+    lasted = ", ".join(f"{name} lasted {length_s:.3g} s" for name, length_s in short.items())
+    words = (
+        f"{source.name} {source.renewal}, so a phase must last {needed_s:.3g} s to be known within {EDGES:.0%} at its "
+        f"edges; {lasted}"
     )
+    return tuple(short), words
 
 
 def _too_short(view: View, source: Source, found: Findings) -> None:
-    spans = [p.duration_s for p in view.named(WINDOW)]
-    why = too_short(source, WINDOW, min(spans)) if spans else None
-    if why:
+    short, why = too_short(source, view.shortest_s([WINDOW]))
+    if short:
         found.doubt(flags.WINDOW_TOO_SHORT, f"{why}: raise window_s (and max_window_s)", source.meter)
 
 

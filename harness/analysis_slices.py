@@ -20,8 +20,8 @@ ALONG = ("gain", "clock")  # parts of the budget that go the same way in every s
 def slices(view: View, source: Source, alone: Iterable[str], found: Findings) -> None:
     """Energy of each phase of an item within the windows, as phase "window/NAME", where the sensor is fast enough.
 
-    Phases too short for it are counted with the rest, "window/other". `alone` are those whose energy is known from a
-    loop; a phase that is neither sliced nor looped gets no number but a flag.
+    Phases too short for it are counted with the rest, "window/other". `alone` are those that were looped; a
+    phase that is neither sliced nor looped gets no number but a flag.
     """
     names = view.item_phases()
     if len(names) < 2 or not view.named(WINDOW):
@@ -32,11 +32,10 @@ def slices(view: View, source: Source, alone: Iterable[str], found: Findings) ->
     refused = [name for name in names if name not in fine and name not in set(alone)]
     if refused:
         spans = ", ".join(f"{name} lasts {lengths_s[name]:.3g} s" for name in refused)
-        often = "every" if update.known else "at most every"
         detail = (
-            f"in an item {spans}, and {source.name} renews its reading {often} {update.period_s:.3g} s: no energy of its "
-            f"own is given. It takes {SLICE_PERIODS * update.period_s:.3g} s in the item, or looped alone "
-            f"{minimum_window_s(update.period_s):.3g} s"
+            f"in an item {spans}, and {source.name} {source.renewal}: no energy of its own is given. "
+            f"It takes {SLICE_PERIODS * update.period_s:.3g} s in the item, or "
+            f"{minimum_window_s(update.period_s):.3g} s in a loop"
         )
         found.doubt(flags.WINDOW_TOO_SHORT, detail, source.meter, ())
     if fine:
@@ -46,15 +45,18 @@ def slices(view: View, source: Source, alone: Iterable[str], found: Findings) ->
 def partition(window: Phase, slices: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Ints]:
     """Adjacent intervals (k, 2) that fill the window, and which of `slices` each belongs to; -1: to none.
 
-    Slices are cut at the window's ends, and where one begins before the last has ended.
+    Slices are cut at the window's ends, and where one begins before the last has ended. What lies between two is
+    theirs when it is shorter than the nanosecond to which times are known.
     """
     start = np.concatenate([s for s, _ in slices])
     end = np.concatenate([e for _, e in slices])
     label = np.repeat(np.arange(len(slices)), [len(s) for s, _ in slices])
     order = np.argsort(start, kind="stable")
     start, end = np.clip((start[order], end[order]), window.start_s, window.end_s)
-    end = np.maximum.accumulate(end) if len(end) else end
-    start = np.maximum(start, np.concatenate([[window.start_s], end])[: len(start)])
+    end = np.maximum.accumulate(end)
+    last = np.concatenate([[window.start_s], end])[: len(start)]
+    start = np.where(start - last < 1e-9, last, start)
+    end[window.end_s - end < 1e-9] = window.end_s
     edges = np.concatenate([[window.start_s], np.column_stack([start, np.maximum(end, start)]).ravel(), [window.end_s]])
     labels = np.full(len(edges) - 1, -1, np.int64)
     labels[1::2] = label[order]

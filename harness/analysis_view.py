@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,10 @@ class View:
     def named(self, name: str) -> tuple[Phase, ...]:
         """The phases of that name, in order of time."""
         return tuple(p for p in self.phases if p.phase == name)
+
+    def shortest_s(self, names: Iterable[str]) -> dict[str, float]:
+        """Length of the shortest phase of each of these names, where there is one."""
+        return {n: min(p.duration_s for p in self.named(n)) for n in names if self.named(n)}
 
     def intervals(self, name: str) -> Floats:
         """Start and end (k, 2) of the phases of that name, in order of time."""
