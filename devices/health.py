@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgewatt.devices.thermometers import celsius, thermometers
 from edgewatt.harness.api import Channel, Device, Meter
 
 RATE_HZ = 4.0  # each reading wakes the processor; conditions change in seconds
+_MOST_CLOCKS = 32  # more lines than this tell a reader nothing
 _LOAD_S = 0.1  # the shortest time over which psutil's utilisation means something
 Reading = Callable[[], float | None]
 
@@ -61,13 +62,16 @@ def source(params: Mapping[str, Any]) -> tuple[list[str], Callable[[], list[floa
     return columns, lambda: [read() for read in readings]
 
 
-def frequency_files(root: Path) -> list[Path]:
-    """One file (kHz) per processor whose clock the kernel tells."""
-    return [
-        cpu / "cpufreq" / "scaling_cur_freq"
-        for cpu in sysfs.folders(root / "devices" / "system" / "cpu", "cpu[0-9]*")
-        if sysfs.number(cpu / "cpufreq" / "scaling_cur_freq")
-    ]
+def frequency_files(root: Path) -> dict[str, Path]:
+    """ "cpu0" -> the file (kHz) of its clock, one processor per core: the threads of a core share it."""
+    found: dict[tuple[int | None, int | str | None], tuple[str, Path]] = {}
+    for cpu in sysfs.folders(root / "devices" / "system" / "cpu", "cpu[0-9]*"):
+        path = cpu / "cpufreq" / "scaling_cur_freq"
+        if sysfs.number(path):
+            core = sysfs.number(cpu / "topology" / "core_id")
+            package = sysfs.number(cpu / "topology" / "physical_package_id")
+            found.setdefault((package, cpu.name if core is None else core), (cpu.name, path))
+    return dict(found.values())
 
 
 def throttle_files(root: Path, what: str) -> list[Path]:
@@ -97,25 +101,7 @@ def _readings(root: str) -> list[tuple[Channel, Reading]]:
         (Channel("utilisation", "utilisation", "1", "gauge", "all processors, mean"), _utilisation),
         (Channel("memory", "memory", "B", "gauge", "memory in use"), lambda: float(psutil.virtual_memory().used)),
     ]
-    clocks = frequency_files(folder)
-    if clocks:
-        covers = f"{len(clocks)} processors"
-        found += [
-            (
-                Channel("frequency_mean", "frequency", "Hz", "gauge", f"{covers}, mean"),
-                functools.partial(_hertz, clocks, _mean),
-            ),
-            (
-                Channel("frequency_min", "frequency", "Hz", "gauge", f"{covers}, slowest"),
-                functools.partial(_hertz, clocks, min),
-            ),
-        ]
-    elif (
-        folder == Path("/sys") and host_facts.virtual(folder, Path("/proc")) is False and psutil.cpu_freq() is not None
-    ):
-        # /proc/cpuinfo; in a virtual machine (or on a Mac) it says a nominal clock, which is no reading
-        channel = Channel("frequency_mean", "frequency", "Hz", "gauge", "all processors, mean")
-        found.append((channel, lambda: float(psutil.cpu_freq().current) * 1e6))
+    found += _clocks(folder)
     for t in thermometers(folder):
         found.append((Channel(t.name, "temperature", "degC", "gauge", t.name), functools.partial(_celsius, t.path)))
     for what in ("core", "package"):
@@ -126,6 +112,26 @@ def _readings(root: str) -> list[tuple[Channel, Reading]]:
     return found
 
 
+def _clocks(root: Path) -> list[tuple[Channel, Reading]]:
+    """One clock per core; of a machine with very many, only the fastest: what the processor is allowed to run at."""
+    import psutil
+
+    files = frequency_files(root)
+    if len(files) > _MOST_CLOCKS:
+        channel = Channel("fastest cpu", "frequency", "Hz", "gauge", f"the fastest of {len(files)} cores")
+        return [(channel, functools.partial(_fastest_hz, list(files.values())))]
+    if files:
+        return [
+            (Channel(cpu, "frequency", "Hz", "gauge", f"core of {cpu}"), functools.partial(_fastest_hz, [path]))
+            for cpu, path in files.items()
+        ]
+    if root == Path("/sys") and host_facts.virtual(root, Path("/proc")) is False and psutil.cpu_freq() is not None:
+        # /proc/cpuinfo; in a virtual machine (or on a Mac) it says a nominal clock, which is no reading
+        channel = Channel("cpu", "frequency", "Hz", "gauge", "all processors, mean")
+        return [(channel, lambda: float(psutil.cpu_freq().current) * 1e6)]
+    return []
+
+
 def _utilisation() -> float | None:
     """Share of the processors' time in use since the last call, 0 to 1."""
     import psutil
@@ -133,13 +139,9 @@ def _utilisation() -> float | None:
     return float(psutil.cpu_percent()) / 100
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _hertz(files: Sequence[Path], of: Callable[[Sequence[float]], float]) -> float | None:
-    khz = [float(n) for n in map(sysfs.number, files) if n]  # a processor that is off line has no clock
-    return of(khz) * 1e3 if khz else None
+def _fastest_hz(files: Iterable[Path]) -> float | None:
+    khz = [n for n in map(sysfs.number, files) if n]  # a processor that is off line has no clock
+    return max(khz) * 1e3 if khz else None
 
 
 def _celsius(path: Path) -> float | None:

@@ -29,13 +29,27 @@ def test_machine_without_sensors_has_load_and_memory_only_and_says_so(tmp_path: 
     assert all("virtual machine" in s for s in said)
 
 
-def test_clocks_are_hertz_mean_and_slowest(tmp_path: Path) -> None:
+def test_clocks_are_hertz_one_for_each_core(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
-    tree.processors(4, khz=3_000_000)
-    tree.write("devices/system/cpu/cpufreq/policy1/scaling_cur_freq", 1_000_000)
+    tree.processors(4, khz=3_000_000)  # two cores of two threads
+    tree.write("devices/system/cpu/cpufreq/policy2/scaling_cur_freq", 1_000_000)
+    assert {k: v for k, v in read(tmp_path).items() if k.startswith("cpu")} == {"cpu0": 3e9, "cpu2": 1e9}
+
+
+def test_cores_of_two_sockets_with_equal_numbers_are_two(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    tree.processors(2)
+    tree.write("devices/system/cpu/cpu1/topology/physical_package_id", 1)
+    assert {"cpu0", "cpu1"} <= set(read(tmp_path))
+
+
+def test_machine_with_very_many_cores_tells_its_fastest(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    tree.processors(80, khz=2_000_000)
+    tree.write("devices/system/cpu/cpufreq/policy70/scaling_cur_freq", 3_500_000)
     values = read(tmp_path)
-    assert values["frequency_mean"] == pytest.approx(2.5e9)
-    assert values["frequency_min"] == pytest.approx(1e9)
+    assert values["fastest cpu"] == 3.5e9
+    assert "cpu0" not in values
 
 
 def test_slowdowns_are_counted_once_per_core_and_once_per_package(tmp_path: Path) -> None:
