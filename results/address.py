@@ -29,7 +29,7 @@ class Place:
     @property
     def is_writable(self) -> bool:
         """Whether this process may write there, as far as can be told without trying."""
-        return all(os.access(p, os.W_OK) for p in (self.folder, self.file) if p is not None and p.exists())
+        return all(may_write(p) for p in (self.folder, self.file) if p is not None and p.exists())
 
     def masked(self, text: str) -> str:
         """The first line of a message, without the password."""
@@ -38,6 +38,11 @@ class Place:
         for secret in (s for s in secrets if isinstance(s, str) and s):
             line = line.replace(secret, "***").replace(quote(secret, safe=""), "***")
         return line
+
+
+def may_write(path: Path) -> bool:
+    """Whether the user we act for may write there, as far as the file system tells."""
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def place(address: str | os.PathLike[str], traces: str | os.PathLike[str] | None = None) -> Place:

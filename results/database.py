@@ -74,6 +74,8 @@ def _meant(place: Place, said: str, error: Exception) -> HarnessError:
         return UsageError(f"{store}: the database does not answer ({line}); check the address and the server")
     if "unable to open" in lower:
         return UsageError(f"{store}: cannot be opened ({line}); check its permissions")
+    if isinstance(error, OSError):
+        return UsageError(f"{store}: {line}; name another --store")
     return HarnessError(f"{store}: {line}")
 
 

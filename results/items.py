@@ -49,11 +49,13 @@ def write(items: Items, path: Path) -> None:
 
 def read(path: Path) -> Items:
     """All items in `path`, as they were written."""
-    file = pq.ParquetFile(path, page_checksum_verification=True)
-    about = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
-    if about.get("format", FORMAT + 1) > FORMAT:
-        raise HarnessError(f"{path}: not item times of format {FORMAT} or older; upgrade edgewatt or check the file")
-    table = file.read()
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        about = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
+        if about.get("format", FORMAT + 1) > FORMAT:
+            raise HarnessError(
+                f"{path}: not item times of format {FORMAT} or older; upgrade edgewatt or check the file"
+            )
+        table = file.read()
     step = Step(about["size"], about["divides"])
     columns = {k: table.column(k).to_numpy() for k in INTEGERS}
     columns |= {f"{k}_s": joined(table, f"{k}_ns", f"{k}_s", step) for k in TIMES}

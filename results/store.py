@@ -32,6 +32,7 @@ from edgewatt.results.models import FlagRecord, RunRecord, TraceRecord
 
 ROOM_BYTES = 64 << 20  # free space below which a run is not begun
 LATEST = "latest"
+SQLITE = b"SQLite format 3\0"  # how such a file begins; SQLite itself overwrites a file that is too short to tell
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,10 @@ class Store:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"store {self.address}: a file, wanted a folder; name another --store")
         there = file.is_file() if file else folder.is_dir()
+        if there and file and file.stat().st_size:
+            with file.open("rb") as database_file:
+                if database_file.read(len(SQLITE)) != SQLITE:
+                    raise UsageError(f"store {self.address}: its {file.name} is not a store; name another --store")
         if not there and not create:
             raise UsageError(f"store {self.address}: there is no store; run something first or name another --store")
         if not there and file and folder.is_dir() and file.name == addresses.DATABASE:
@@ -216,7 +221,7 @@ class Store:
                 some = ", ".join(others[:3])
                 raise UsageError(f"store {self.address}: not a store, it holds {some}; name a new or an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
-        if file and not there and not os.access(folder, os.W_OK):
+        if file and not there and not addresses.may_write(folder):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def _check_writable(self) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +97,7 @@ class TraceWriter:
             raise HarnessError(f"{meter}: two channels have the same name ({', '.join(c.name for c in channels)})")
         self._waiting: list[tuple[Floats, Floats]] = []
         self._file: pq.ParquetWriter | None = None
+        self._sink: pa.OSFile | None = None
         self._time: Step = NANOSECONDS[0]
         self._steps: tuple[Step | None, ...] = ()
 
@@ -116,10 +118,14 @@ class TraceWriter:
 
     def close(self) -> None:
         """The rest is written, and the file is whole."""
-        if self._waiting or self._file is None:
-            self._write()
-        if self._file is not None:
-            self._file.close()
+        try:
+            if self._waiting or self._file is None:
+                self._write()
+            for file in (self._file, self._sink):
+                if file is not None:
+                    file.close()
+        finally:
+            self._let_go()
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -127,8 +133,15 @@ class TraceWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             self.close()
-        elif self._file is not None:
-            self._file.close()
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Nothing stays open; what went wrong once (a full disk) goes wrong again here, and has been told."""
+        for file in (self._file, self._sink):
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
 
     def _write(self) -> None:
         """One row group of what waits."""
@@ -167,8 +180,10 @@ class TraceWriter:
             few = len(np.unique(values)) <= max(16, len(values) // 8)
             (dictionary if few else split).append(f"value:{channel.name}")
         encoding = dict.fromkeys(delta, "DELTA_BINARY_PACKED") | dict.fromkeys(split, "BYTE_STREAM_SPLIT")
+        # Ours to close: Parquet's writer leaves a path open when it fails.
+        self._sink = pa.OSFile(str(self.path), "wb")
         self._file = pq.ParquetWriter(
-            self.path,
+            self._sink,
             pa.schema(fields, metadata={KEY: dumped(about).encode()}),
             compression="zstd",
             compression_level=1,
@@ -207,12 +222,15 @@ class _File:
     about: Mapping[str, Any]
 
     @staticmethod
-    def at(path: Path) -> _File:
-        parquet = pq.ParquetFile(path, page_checksum_verification=True)
-        about = json.loads((parquet.schema_arrow.metadata or {}).get(KEY, b"{}"))
-        if about.get("format", FORMAT + 1) > FORMAT:
-            raise HarnessError(f"{path}: not a trace of format {FORMAT} or older; upgrade edgewatt or check the file")
-        return _File(parquet, about)
+    @contextmanager
+    def at(path: Path) -> Iterator[_File]:
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+            about = json.loads((parquet.schema_arrow.metadata or {}).get(KEY, b"{}"))
+            if about.get("format", FORMAT + 1) > FORMAT:
+                raise HarnessError(
+                    f"{path}: not a trace of format {FORMAT} or older; upgrade edgewatt or check the file"
+                )
+            yield _File(parquet, about)
 
     def trace(self, groups: Sequence[int]) -> Trace:
         """The samples of some row groups."""
@@ -269,13 +287,13 @@ def write(trace: Trace, path: Path) -> None:
 
 def read(path: Path) -> Trace:
     """The whole trace in `path`, bit for bit as it was written (facts as JSON values)."""
-    file = _File.at(path)
-    return file.trace(range(file.parquet.metadata.num_row_groups))
+    with _File.at(path) as file:
+        return file.trace(range(file.parquet.metadata.num_row_groups))
 
 
 def read_window(path: Path, start_s: float, end_s: float) -> Trace:
     """The samples from `start_s` to `end_s` (both included, on the trace's clock); only what holds them is read."""
-    file = _File.at(path)
-    near = file.trace(file.groups(start_s, end_s))
+    with _File.at(path) as file:
+        near = file.trace(file.groups(start_s, end_s))
     inside = (near.t_s >= start_s) & (near.t_s <= end_s)
     return dataclasses.replace(near, t_s=near.t_s[inside], values=near.values[inside])

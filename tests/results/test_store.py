@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.example_run import example_run
-from support.same import assert_same_run, assert_same_trace
 
 from edgewatt.harness.api import (
     ClockOffset,
@@ -26,6 +24,8 @@ from edgewatt.harness.api import (
 )
 from edgewatt.results import database
 from edgewatt.results.store import Store
+from support.example_run import example_run
+from support.same import assert_same_run, assert_same_trace
 
 
 def small_run(id: str, created_utc: str = "2026-01-01T00:00:00Z", **fields) -> Run:
@@ -91,7 +91,13 @@ def test_numbers_no_database_keeps_become_none_or_nan(store) -> None:
 
 
 def test_numpy_numbers_paths_and_foul_text_are_stored_as_json(store) -> None:
-    spec = {"size": np.int64(416), "share": np.float32(0.5), "data": Path("/data"), "on": np.True_, "list": np.arange(3)}
+    spec = {
+        "size": np.int64(416),
+        "share": np.float32(0.5),
+        "data": Path("/data"),
+        "on": np.True_,
+        "list": np.arange(3),
+    }
     device = {"cmd\0line": "a\0b", "file": "caf\udce9", 7: {1, 2}, "long": "x" * 100_000}
     store.add(dataclasses.replace(small_run("a"), spec=spec, device=device, attempt=1))
     back = store.get("a")
@@ -200,7 +206,9 @@ def test_ten_thousand_runs_are_listed_in_a_second(store) -> None:
         )
         columns = [r[1] for r in db.execute("PRAGMA table_info(flags)") if r[1] != "run"]
         flags = ", ".join(columns)
-        db.execute(f"INSERT INTO flags (run, {flags}) SELECT number, {flags} FROM runs, flags WHERE run = 1 AND number > 1")
+        db.execute(
+            f"INSERT INTO flags (run, {flags}) SELECT number, {flags} FROM runs, flags WHERE run = 1 AND number > 1"
+        )
     db.close()
     before = time.process_time()
     assert len(store.list()) == 10_000

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.same import assert_same_trace
 
 from edgewatt.harness.api import Channel, HarnessError, Trace
 from edgewatt.results import traces
+from support.same import assert_same_trace
 
-anything = settings(deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+anything = settings(
+    deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def power(name: str = "VDD_IN", quantum: float | None = None) -> Channel:
@@ -103,7 +105,9 @@ def test_an_empty_trace_and_one_sample_come_back(tmp_path) -> None:
 
 def test_channels_and_facts_stand_in_the_file_itself(tmp_path) -> None:
     channel = Channel("VDD_IN", "power", "W", "gauge", "module", "module", 0.005, 0.01, "all", None, 0.1)
-    trace = Trace("ina3221", "monotonic", (channel,), np.array([1.0]), np.array([[2.0]]), {"rate_hz": 99.5, "errors": {}})
+    trace = Trace(
+        "ina3221", "monotonic", (channel,), np.array([1.0]), np.array([[2.0]]), {"rate_hz": 99.5, "errors": {}}
+    )
     assert_same_trace(trace, traces.read(written(trace, tmp_path)))
 
 
@@ -195,6 +199,6 @@ def test_two_channels_of_one_name_are_refused(tmp_path) -> None:
 
 
 def test_values_of_the_wrong_shape_are_refused(tmp_path) -> None:
-    with traces.TraceWriter(tmp_path / "t.parquet", "rails", "boottime", [power()]) as file:
-        with pytest.raises(ValueError, match="shape"):
-            file.append(np.arange(3.0), np.ones((3, 2)))
+    file = traces.TraceWriter(tmp_path / "t.parquet", "rails", "boottime", [power()])
+    with pytest.raises(ValueError, match="shape"):
+        file.append(np.arange(3.0), np.ones((3, 2)))
