@@ -86,7 +86,8 @@ def _apart(boxes: Float32s, labels: Int64s) -> Float32s:
     """
     if not len(boxes):
         return boxes
-    return boxes + (labels.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
+    shift: Float32s = labels.astype(np.float32) * (boxes.max() + np.float32(1))
+    return boxes + shift[:, None]
 
 
 def unsuppressed(boxes: Float32s, iou: float) -> Int64s:

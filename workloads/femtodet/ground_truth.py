@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
 from edgewatt.harness.api import UsageError
@@ -239,7 +239,7 @@ class _Coco:
         if number in seen:
             raise self._wrong(place, f"the id {number} was used before; every id must be its own: renumber one of them")
         seen.add(number)
-        return int(number)
+        return number
 
     def _size(self, entry: Mapping[str, Any], key: str, place: str) -> int | None:
         value = entry.get(key)
@@ -389,7 +389,7 @@ def _listed(names: Sequence[Any]) -> str:
     return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 

@@ -68,4 +68,5 @@ def _ground(width_px: int, height_px: int, random: np.random.Generator) -> Bytes
         patches = random.integers(-16, 17, (-(-height_px // patch_px), -(-width_px // patch_px), 1))
         ground += patches.repeat(patch_px, 0).repeat(patch_px, 1)[:height_px, :width_px]
     ground += random.integers(-6, 7, (height_px, width_px, 1))
-    return ground.clip(0, 255).astype(np.uint8)
+    levels: Bytes = ground.clip(0, 255).astype(np.uint8)
+    return levels

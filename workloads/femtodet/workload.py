@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from edgewatt.harness.api import Device, Flag, HarnessError, Job, Score, UsageError, Workload
+from edgewatt.harness.api import Device, Flag, HarnessError, Job, Measurement, Score, UsageError, Workload
 from edgewatt.harness.flags import SYNTHETIC_WEIGHTS
 from edgewatt.harness.plugins import nearest
 from edgewatt.workloads.engines.registry import ENGINES
@@ -115,7 +115,7 @@ class FemtoDet(Workload):
         warnings = list(left.warnings)
         results, homeless = left.results()
         files = {"detections.json": _write(into / "detections.json", results)}
-        measurements = ()
+        measurements: tuple[Measurement, ...] = ()
         if left.truth is not None:
             files["ground_truth.json"] = _write(into / "ground_truth.json", left.truth)
             measurements = quality.measurements(left.truth, results, self.seed)
