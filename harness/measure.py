@@ -221,14 +221,13 @@ class _Session:
         running: list[Meter] = []
         try:
             for meter in meters:
-                running.append(meter)
                 meter.start()
+                running.append(meter)
             yield
         finally:
             traces = []
             for meter in running:
-                with contextlib.suppress(HarnessError):  # one that never started; its absence is said by `start`
-                    traces.append(meter.stop())
+                traces.append(meter.stop())
             self.traces = tuple(traces)
 
     def execute(self, window_s: float, isolated_s: float) -> None:
@@ -303,17 +302,23 @@ def _why(record: Record, ended: Exit) -> RunError:
         message = str(record.error.get("message", ""))[:500]
         if kind == "out_of_memory":
             message = f"not enough memory during {place}: {message}; use a smaller size or raise memory_limit_bytes"
-        return RunError(kind, message, str(record.error.get("detail", "")))
+        return RunError(kind, message, _calls(str(record.error.get("detail", ""))))
+    stderr = _calls(ended.stderr)
     if ended.out_of_memory:
-        return RunError("out_of_memory", f"killed by the kernel for want of memory during {place}", ended.stderr)
+        return RunError("out_of_memory", f"killed by the kernel for want of memory during {place}", stderr)
     if ended.signal is not None:
         kind = "killed" if ended.signal in ("SIGKILL", "SIGTERM") else "crashed"
-        return RunError(kind, f"the model's process was ended by {ended.signal} during {place}", ended.stderr)
+        return RunError(kind, f"the model's process was ended by {ended.signal} during {place}", stderr)
     if record.ended == "stopped":
-        return RunError("killed", f"the model's process was asked to stop during {place}", ended.stderr)
+        return RunError("killed", f"the model's process was asked to stop during {place}", stderr)
     return RunError(
-        "crashed", f"the model's process ended with status {ended.status} during {place}, without a word", ended.stderr
+        "crashed", f"the model's process ended with status {ended.status} during {place}, without a word", stderr
     )
+
+
+def _calls(text: str) -> str:
+    """A traceback as the list of calls it is, without the headline that belongs to a program that broke."""
+    return text.replace("Traceback (most recent call last):\n", "").strip()
 
 
 def _place(record: Record) -> str:

@@ -58,7 +58,7 @@ class Command:
             process.kill()
             out, err = process.communicate()
             raise AssertionError(f"edgewatt {arguments} did not end in {timeout_s} s\n{out}\n{err}") from None
-        assert "Traceback" not in err and "Traceback" not in out, err
+        assert "Traceback" not in err and "Traceback" not in out, err + out
         assert process.returncode == status, f"status {process.returncode}, wanted {status}\n{out}\n{err}"
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
