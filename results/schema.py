@@ -22,8 +22,8 @@ def version(connection: Connection) -> str | None:
     tables = inspect(connection).get_table_names()
     if not tables:
         return None
-    if "alembic_version" in tables and (found := connection.scalar(text("SELECT version_num FROM alembic_version"))):
-        return str(found) if "runs" in tables else None
+    if "alembic_version" in tables and "runs" in tables:
+        return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
     raise UsageError(f"a database, but not a store of edgewatt: it holds {', '.join(sorted(tables)[:3])}")
 
 
