@@ -23,6 +23,7 @@ from edgewatt.harness.analysis_slices import slices
 from edgewatt.harness.analysis_steady import idle_steps, idles_around, power_drift
 from edgewatt.harness.analysis_view import IDLE, SEED, WARMUP, WHOLE_RUN, WINDOW, Findings, View
 from edgewatt.harness.api import Floats, Phase, Trace
+from edgewatt.harness.channels import roots
 from edgewatt.harness.energy import Energy, net, sum_of
 
 LOAD = "load"
@@ -47,6 +48,8 @@ def metering(view: View, traces: Sequence[tuple[Trace, float]], found: Findings)
             found.doubt(flags.CLOCK_SKEW, detail, trace.meter)
             continue
         sample_doubts(view, trace, found)
+        if not roots(trace.channels):
+            found.warnings.append(f"{trace.meter}: its channels contain each other, so no total is formed of them")
         for source in sources(trace, bound_s):
             if not is_complete(source, found):
                 continue
@@ -102,7 +105,9 @@ def _figures(view: View, source: Source, found: Findings) -> None:
         energies |= {name: [] for name in short}
         found.doubt(flags.WINDOW_TOO_SHORT, f"{why}; no figure is given for it: raise isolated_s", source.meter, ())
     window_doubts(view, source, energies, found)
-    power_drift(view, source, found)
+    if energies.get(WINDOW):
+        power_drift(view, source, found)
+        slices(view, source, looped(view), found)
     idles = list(zip(view.named(IDLE), energies.get(IDLE) or (), strict=False))
     idle_steps(view, source, energies.get(WINDOW, []), idles, found)
     per_item: dict[str, tuple[float, float]] = {}
@@ -119,7 +124,6 @@ def _figures(view: View, source: Source, found: Findings) -> None:
             per_item[name] = _by_item(source, name, each, counts, found)
         if idles and name != WARMUP:
             _net(source, name, phases, each, counts if is_per_item else None, idles, found)
-    slices(view, source, looped(view), found)
     _closure(view, source, per_item, found)
 
 

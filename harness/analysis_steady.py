@@ -16,6 +16,7 @@ from edgewatt.harness.energy import Energy
 BLOCKS = 10  # a stretch is cut into so many to see how its power scatters
 BLOCK_PERIODS = 5  # and a block is at least so many update periods long
 IDLE_SHARE = 0.02  # the most by which an idle that changed may move the net power
+GROSS_SHARE = 0.001  # and a change smaller than this share of the whole power is none, be the net power ever so small
 
 
 def power_drift(view: View, source: Source, found: Findings) -> None:
@@ -49,8 +50,9 @@ def idle_steps(
             continue
         (before_w, before_bar), (after_w, after_bar) = (_idle_power(source, *i) for i in around)
         step_w, noise_w = after_w - before_w, math.hypot(before_bar, after_bar)
-        net_w = e.energy_j / p.duration_s - (before_w + after_w) / 2
-        limit_w = max(noise_w, 2 * IDLE_SHARE * abs(net_w))
+        gross_w = e.energy_j / p.duration_s
+        net_w = gross_w - (before_w + after_w) / 2
+        limit_w = max(noise_w, 2 * IDLE_SHARE * abs(net_w), GROSS_SHARE * abs(gross_w))
         if abs(step_w) > limit_w and (worst is None or abs(step_w) > worst[0]):
             worst = (
                 abs(step_w),
