@@ -147,7 +147,7 @@ def energy(trace: Trace, channel: str, start_s: float, end_s: float, *, clock_bo
     intervals = np.array([[start_s, end_s]])
     s = _checked(trace, channel, intervals)
     curve = Curve(s)
-    parts = energy_error.of_window(curve, start_s, end_s, clock_bound_s)
+    parts = {k: float(p[0]) for k, p in energy_error.of_intervals(curve, intervals, clock_bound_s).items()}
     gaps = _gaps_within(s, intervals[0])
     coverage = float(_coverage(s, intervals)[0])
     if coverage <= 0:

@@ -48,3 +48,13 @@ class Curve:
     def energy(self, intervals: Floats) -> Floats:
         """Energy of each of `intervals` (k, 2)."""
         return np.diff(self.at(intervals), axis=1)[:, 0]
+
+    def between(self, per_sample: Floats, intervals: Floats) -> Floats:
+        """Sum over each of `intervals` (k, 2) of something each sample (n,) has; shares of it at the ends."""
+        return np.diff(np.interp(intervals, self.t_s, np.cumsum(per_sample)), axis=1)[:, 0]
+
+    def near(self, t: Floats) -> Floats:
+        """Mean power around each of the times, over one update period to each side, as far as there are samples."""
+        period_s = self.samples.update.period_s
+        low, high = np.maximum(self.t_s[0], t - period_s), np.minimum(self.t_s[-1], t + period_s)
+        return (self.at(high) - self.at(low)) / (high - low)
