@@ -41,7 +41,7 @@ class FemtoDetRunner(Runner):
             cv2.setNumThreads(p["threads"])
         model = Path(p["model"])
         self._engine = open_engine(
-            p["engine"], model, size=p["size"], threads=p["threads"], provider=p["provider"],
+            p["engine"], model, threads=p["threads"], provider=p["provider"],
             input_shape=(1, 3, p["size"], p["size"]),
         )  # fmt: skip
         return {
