@@ -15,20 +15,19 @@ from edgewatt.reports.numbers import format_quantity
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# cause, as a measurement names it -> its words and its colour, the same in every bar
 _CAUSES = {
-    "gain": "sensor's gain",
-    "edge": "edges of the window",
-    "edges": "edges of the window",
-    "quantisation": "step of a reading",
-    "clock": "clock offset",
-    "sampling": "time between readings",
-    "repeats": "spread over repeats",
-    "spread": "spread over repeats",
-    "idle": "idle power",
-    "idle step": "change of idle power",
-    "items": "spread over items",
-    "gaps": "gaps between readings",
-    "gap": "gaps between readings",
+    "gain": ("sensor's gain", colours.BLUE),
+    "edge": ("edges of the window", colours.ORANGE),
+    "sampling": ("time between readings", colours.GREEN),
+    "quantisation": ("step of a reading", colours.PURPLE),
+    "clock": ("clock offset", colours.SKY),
+    "repeats": ("spread over repeats", colours.VERMILLION),
+    "items": ("spread over items", "#7B3F00"),
+    "idle": ("idle power", colours.GREY),
+    "drift": ("drift of idle power", "#4D4D4D"),
+    "idle step": ("drift of idle power", "#4D4D4D"),
+    "smear": ("slow sensor between phases", "#B08D57"),
 }
 _SLICE = "window/"  # a phase of the items within the windows, not looped alone
 NEGLIGIBLE = 0.001  # a part below this share is in the table only
@@ -54,6 +53,7 @@ class Bar:
     whole: str
     parts: tuple[Part, ...]
     note: str = ""
+    void: str = ""  # why the whole must not be used
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def _phase_bar(run: Run, whole: Result, title: str, note: str) -> list[Bar]:
         )
         for r in found
     )
-    return [Bar(title, str(whole.quantity), parts, note)]
+    return [Bar(title, str(whole.quantity), parts, note, whole.void_reason)]
 
 
 def _name(r: Result) -> str:
@@ -125,19 +125,12 @@ def budget(r: Result) -> Bar | None:
     total = sum(w * w for w in widths.values())
     if total <= 0:
         return None
-    order = list(_CAUSES.values())
     ordered = sorted(widths.items(), key=lambda kw: -kw[1])
-    parts = tuple(
-        Part(
-            _CAUSES.get(k, k.replace("_", " ")),
-            w * w / total,
-            f"± {format_quantity(w, None, m.unit)}",
-            # One cause has one colour in all bars.
-            colours.series(order.index(_CAUSES[k])) if k in _CAUSES else colours.GREY,
-        )
-        for k, w in ordered
-    )
-    return Bar(f"{r.label}, {_of(m)}", str(r.quantity), parts)
+    parts = []
+    for cause, w in ordered:
+        words, colour = _CAUSES.get(cause, (cause.replace("_", " "), colours.BLACK))
+        parts.append(Part(words, w * w / total, f"± {format_quantity(w, None, m.unit)}", colour))
+    return Bar(f"{r.label}, {_of(m)}", str(r.quantity), tuple(parts), void=r.void_reason)
 
 
 def _of(m: Measurement) -> str:
@@ -152,20 +145,25 @@ def draw_bars(axes: Axes, bars: Sequence[Bar], x_label: str) -> None:
     """Bars of parts below each other, shares in percent; one legend entry for each name."""
     seen: set[str] = set()
     for k, bar in enumerate(bars):
+        whole = f"({bar.whole}) VOID: {bar.void}" if bar.void else bar.whole
+        axes.text(0, k - 0.32, f"{bar.title}: {whole}", fontsize=7, va="bottom")
         left = 0.0
         for part in bar.parts:
             label = None if part.name in seen or part.share < NEGLIGIBLE else part.name
             if label:
                 seen.add(part.name)
-            axes.barh(k, part.share * 100, left=left, height=0.55, color=part.colour, label=label,
-                      edgecolor="white", linewidth=0.6)  # fmt: skip
+            axes.barh(k, part.share * 100, left=left, height=0.5, color=part.colour, label=label,
+                      edgecolor="white", linewidth=0.6, alpha=1.0 if part.is_valid else 0.35)  # fmt: skip
             if part.share > 0.07:
-                axes.text(left + part.share * 50, k, f"{part.share * 100:.0f} %", ha="center", va="center", color="white",
-                          fontsize=6.5, fontweight="bold")  # fmt: skip
+                axes.text(left + part.share * 50, k, f"{part.share * 100:.0f} %", ha="center", va="center",
+                          color=colours.ink_on(part.colour), fontsize=6.5, fontweight="bold")  # fmt: skip
             left += part.share * 100
-    axes.set_yticks(range(len(bars)), [f"{b.title}\n{b.whole}" for b in bars])
-    axes.invert_yaxis()
+    axes.set_yticks([])
+    axes.set_ylim(len(bars) - 0.6, -0.85)
     axes.set_xlim(0, 100)
+    axes.spines["left"].set_visible(False)
     axes.set_xlabel(x_label)
-    axes.grid(visible=False, axis="y")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.35 / max(len(bars), 1) - 0.12), ncols=4)
+    axes.grid(visible=False)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 0.99), ncols=4, borderaxespad=0.2, handlelength=1.0, columnspacing=1.2
+    )

@@ -173,7 +173,9 @@ def idle_power(run: Run, meter: str | None) -> tuple[Result, ...]:
         r
         for r in results(run)
         if r.measurement.meter == meter
-        and (r.measurement.metric == "idle_power_w" or (r.measurement.metric, r.measurement.phase) == ("power_w", "idle"))
+        and (
+            r.measurement.metric == "idle_power_w" or (r.measurement.metric, r.measurement.phase) == ("power_w", "idle")
+        )
     ]
     return tuple(found[:1])
 

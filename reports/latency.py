@@ -145,13 +145,14 @@ def ecdf_chart(found: Sequence[Latencies], labels: Sequence[str]) -> Chart:
     lines, keys = [], []
     for k, (f, label) in enumerate(zip(found, labels, strict=True)):
         x, share = ecdf(f)
-        data = {"x": np.float32(x * factor), "y": np.float32(share * 100), "run": [charts.literal(label)] * len(x)}
+        data = {"x": np.float32(x * factor), "y": np.float32(share * 100)}
         style = "line" if k < len(colours.SERIES) else "dashed"
+        dash, name = ("solid" if style == "line" else "dashed"), charts.literal(label)
         lines.append(made.step(source=data, x="x", y="y", mode="after", line_width=2, color=colours.series(k),
-                               line_dash="solid" if style == "line" else "dashed", name=label))  # fmt: skip
-        keys.append(Key(label, colours.series(k), label, style))
+                               line_dash=dash, name=name))  # fmt: skip
+        keys.append(Key(label, colours.series(k), name, style))
     several = len(found) > 1
-    charts.hover(made, [("Run", "@run")] * several + [("Latency", f"@x{{0.00}} {unit}"),
+    charts.hover(made, [("Run", "$name")] * several + [("Latency", f"@x{{0.00}} {unit}"),
                  ("At most that slow", "@y{0.0} %")], renderers=lines, mode="mouse")  # fmt: skip
     return Chart(made, tuple(keys) if several else ())
 

@@ -12,4 +12,6 @@ def table(rows: Iterable[Row]) -> str:
         (r.id, r.created_utc, r.device_name, r.workload, r.error.replace("_", " ") or "ended well", ", ".join(r.flags))
         for r in rows
     ]
-    return columns([("run", "created", "device", "workload", "end", "flags"), *lines], indent="") if lines else "no runs"
+    return (
+        columns([("run", "created", "device", "workload", "end", "flags"), *lines], indent="") if lines else "no runs"
+    )

@@ -24,7 +24,9 @@ def write(path: Path, content: bytes) -> None:
     try:
         handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
-        raise UsageError(f"report {path}: cannot write into {folder} ({error.strerror}); name another folder") from error
+        raise UsageError(
+            f"report {path}: cannot write into {folder} ({error.strerror}); name another folder"
+        ) from error
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

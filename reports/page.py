@@ -20,7 +20,8 @@ def render(template: str, figures: Mapping[str, Chart], **values: Any) -> bytes:
     """
     from markupsafe import Markup
 
-    script, placed, library = "", {}, ""
+    script, library = "", ""
+    placed: dict[str, str] = {}
     if figures:
         from bokeh.embed import components
         from bokeh.resources import Resources

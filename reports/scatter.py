@@ -190,15 +190,22 @@ def _range(values: Sequence[tuple[float, float]], factor: float) -> tuple[float,
 def plane_chart(plane: Plane) -> Chart:
     """The points with error bars; those on the front are joined, simulated ones hollow."""
     from bokeh.core.properties import value
-    from bokeh.models import ColumnDataSource, LabelSet, Range1d, Whisker
+    from bokeh.models import ColumnDataSource
+    from bokeh.models.annotations import LabelSet, Whisker
 
     fx, x_label, fy, y_label = scaled(plane)
     p = plane.points
-    made = charts.chart(x_label, y_label, height=400, x_range=Range1d(*_range([(k.x, k.x_error) for k in p], fx)),
-                        y_range=Range1d(*_range([(k.y, k.y_error) for k in p], fy)))  # fmt: skip
+    made = charts.chart(
+        x_label,
+        y_label,
+        height=400,
+        x_range=_range([(k.x, k.x_error) for k in p], fx),
+        y_range=_range([(k.y, k.y_error) for k in p], fy),
+    )
     best = sorted((k for k in p if k.is_best), key=lambda k: k.x)
-    made.step([k.x * fx for k in best], [k.y * fy for k in best], mode="after", color=colours.VERMILLION, line_width=1.5,
-              line_dash="dashed", name="front")  # fmt: skip
+    corners = {"x": [k.x * fx for k in best], "y": [k.y * fy for k in best]}
+    made.step(source=corners, x="x", y="y", mode="after", color=colours.VERMILLION, line_width=1.5, line_dash="dashed",
+              name="front")  # fmt: skip
     keys = [Key("Pareto front", colours.VERMILLION, "front", "dashed")]
     for is_best, is_simulated in ((False, True), (False, False), (True, True), (True, False)):
         chosen = [k for k in p if (k.is_best, k.is_simulated) == (is_best, is_simulated)]
@@ -223,15 +230,19 @@ def plane_chart(plane: Plane) -> Chart:
             whisker = Whisker(source=data, base=base, lower=lower, upper=upper, dimension=dimension, line_color=colour,
                               name=words)  # fmt: skip
             for head in (whisker.upper_head, whisker.lower_head):
-                head.size, head.line_color = 6, colour  # type: ignore[union-attr]
+                head.size, head.line_color = 6, colour
             made.add_layout(whisker)
         dots = made.scatter(source=data, x="x", y="y", size=11 if is_best else 8, line_color=colour, line_width=2,
                             fill_color=colour, fill_alpha=0 if is_simulated else 1, name=words,
                             marker="diamond" if is_simulated else "circle")  # fmt: skip
-        charts.hover(made, [("Run", "@label"), (plane.x_label, "@x_text"), (plane.y_label, "@y_text")], renderers=[dots])
+        charts.hover(
+            made, [("Run", "@label"), (plane.x_label, "@x_text"), (plane.y_label, "@y_text")], renderers=[dots]
+        )
         keys.append(Key(words, colour, words, "ring" if is_simulated else "dot"))
     texts = crowds(plane)
-    source = ColumnDataSource({"x": [c[0] * fx for c in texts], "y": [c[1] * fy for c in texts], "text": [c[2] for c in texts]})
+    source = ColumnDataSource(
+        {"x": [c[0] * fx for c in texts], "y": [c[1] * fy for c in texts], "text": [c[2] for c in texts]}
+    )
     made.add_layout(LabelSet(source=source, x="x", y="y", text="text", x_offset=9, y_offset=6,
                              text_font_size="13px", text_font=value(charts.FONT)))  # fmt: skip
     return Chart(made, tuple(keys))
@@ -241,8 +252,8 @@ def draw_plane(axes: Axes, plane: Plane) -> None:
     """The same on paper."""
     fx, x_label, fy, y_label = scaled(plane)
     best = sorted((k for k in plane.points if k.is_best), key=lambda k: k.x)
-    axes.step([k.x * fx for k in best], [k.y * fy for k in best], where="post", color=colours.VERMILLION, linestyle="--",
-              linewidth=0.8, label="Pareto front")  # fmt: skip
+    axes.step([k.x * fx for k in best], [k.y * fy for k in best], where="post", color=colours.VERMILLION,
+              linestyle="--", linewidth=0.8, label="Pareto front")  # fmt: skip
     seen: set[str] = set()
     for k in plane.points:
         colour = colours.VERMILLION if k.is_best else colours.BLUE

@@ -5,10 +5,14 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from edgewatt.harness.api import Run
 from edgewatt.reports import conclusions
 from edgewatt.reports.conclusions import Result
+
+if TYPE_CHECKING:
+    from edgewatt.results.store import Row
 
 _WIDTH = 110  # columns that running text is wrapped at
 
@@ -37,8 +41,12 @@ def summary(run: Run) -> str:
         lines.append(clean(f"ended badly ({run.error.kind.replace('_', ' ')}): {run.error.message}"))
     if reason := conclusions.no_joules(run):
         lines += _wrapped(reason, "  ")
-    if shown := conclusions.results(run):
-        lines.append(columns(_row(r) for r in shown))
+    shown = conclusions.results(run)
+    brief = [r for r in shown if _is_brief(run, r)]
+    if brief:
+        lines.append(columns(_row(r) for r in brief))
+    if len(brief) < len(shown):
+        lines.append(f"  (and {len(shown) - len(brief)} more measurements: see the report)")
     if run.flags:
         lines.append("doubts")
     for d in conclusions.doubts(run):
@@ -50,6 +58,36 @@ def summary(run: Run) -> str:
         for w in run.warnings:
             lines += _wrapped(w, "  - ")
     return "\n".join(lines)
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The runs of a list, a line each; one line that says so where there are none."""
+    lines = [("run", "date", "workload", "device", "parameters", "state")]
+    for r in rows:
+        spec = [f"{k}={r.spec[k]}" for k in ("variant", "size", "engine", "weights") if r.spec.get(k) is not None]
+        lines.append((r.id, r.created_utc[:19], r.workload, r.device_name, " ".join(spec), _state(r)))
+    return columns(lines, indent="") if len(lines) > 1 else "no runs"
+
+
+def _state(r: Row) -> str:
+    if r.error:
+        return f"ended badly: {r.error.replace('_', ' ')}"
+    names = ", ".join(dict.fromkeys(f.replace("_", " ") for f in r.flags))
+    if r.voids:
+        return f"void in part: {names}"
+    return f"valid, doubts: {names}" if names else "valid"
+
+
+_DETAILS = ("duration_s", "sampler_cpu_s_per_s", "update_period_s", "energy_j", "energy_net_j", "first_latency_s")
+_SPLIT = (*conclusions.LATENCY, conclusions.ENERGY)  # shown for each phase of an item
+
+
+def _is_brief(run: Run, r: Result) -> bool:
+    """Whether a result belongs into the summary: the whole, and the phases' time and energy."""
+    m = r.measurement
+    if m.metric in _DETAILS:
+        return False
+    return m.metric in _SPLIT or (m.phase not in ("warmup", "load", *run.items.names) and "/" not in m.phase)
 
 
 def _row(r: Result) -> tuple[str, str, str, str, str]:

@@ -53,6 +53,8 @@ def _kept(x: Floats, y: Floats, points: int) -> np.ndarray[tuple[int], np.dtype[
         return np.arange(len(x))
     from tsdownsample import MinMaxLTTBDownsampler
 
-    return MinMaxLTTBDownsampler().downsample(np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points).astype(
-        np.int64
+    return (
+        MinMaxLTTBDownsampler()
+        .downsample(np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points)
+        .astype(np.int64)
     )

@@ -36,9 +36,7 @@ def caption(panel: Panel) -> str:
     said = []
     if any(s.is_difference for s in panel.series):
         names = ", ".join(s.label for s in panel.series if s.is_difference)
-        said.append(
-            f"{names}: an energy counter, shown as power: the mean between two fresh readings, drawn as steps."
-        )
+        said.append(f"{names}: an energy counter, shown as power: the mean between two fresh readings, drawn as steps.")
     if any(s.idle is not None for s in panel.series):
         said.append("Dotted lines: the measured idle level of the channel in the same colour.")
     thin = [s for s in panel.series if s.points.shown < s.points.total]
@@ -106,24 +104,26 @@ def _described(panel: Panel) -> str:
     return f"{panel.title} over time: {'; '.join(said)}"
 
 
-def _base(found: Timeline, y: str, height: int, **options: Any) -> figure:
+def _base(y: str, height: int, **options: Any) -> figure:
     made = charts.chart(_TIME, y, height=height, **options)
-    from bokeh.models import BoxZoomTool, CrosshairTool, Span as Line
+    from bokeh.models import BoxZoomTool, CrosshairTool
+    from bokeh.models.annotations import Span as Line
 
     zoom = next(t for t in made.tools if isinstance(t, BoxZoomTool))
     zoom.dimensions = "width"
     made.toolbar.active_drag = zoom
+    made.min_border_left = 72  # room for any tick, so that all panels begin at the same place
     made.add_tools(CrosshairTool(overlay=Line(dimension="height", line_width=1, line_color=colours.GREY)))
     return made
 
 
 def _strip(found: Timeline) -> figure:
     """The phases as a row of blocks with their names under the pointer."""
-    from bokeh.models import FixedTicker, Range1d
+    from bokeh.models import FixedTicker
 
     margin = 0.01 * (found.end_s - found.start_s)
     limits = (found.start_s - margin, found.end_s + margin)
-    made = _base(found, " ", 92, x_range=Range1d(*limits, bounds=limits), y_range=Range1d(0, 1))
+    made = _base(" ", 92, x_range=limits, y_range=(0, 1))
     made.yaxis.ticker = FixedTicker(ticks=[])
     made.ygrid.visible = False
     blocks = []
@@ -142,21 +142,24 @@ def _strip(found: Timeline) -> figure:
 
 def _panel(found: Timeline, panel: Panel, x_range: Any) -> Chart:
     """One quantity, with the phases behind it and gaps and restarts marked."""
-    from bokeh.models import BoxAnnotation, Span as Line
+    from bokeh.models.annotations import BoxAnnotation
+    from bokeh.models.annotations import Span as Line
 
-    made = _base(found, numbers.titled(panel.title, panel.unit), 300 if panel.quantity == "power" else 210,
-                 x_range=x_range)  # fmt: skip
+    made = _base(numbers.titled(panel.title, panel.unit), 300 if panel.quantity == "power" else 200, x_range=x_range)
     for p in found.phases:
-        made.add_layout(BoxAnnotation(left=p.start_s, right=p.end_s, fill_color=_colour(p.name, found), fill_alpha=_TINT,
-                                      line_color=None, level="underlay", name=f"phase {p.name}"))  # fmt: skip
+        shade = BoxAnnotation(left=p.start_s, right=p.end_s, fill_color=_colour(p.name, found), fill_alpha=_TINT,
+                              line_color=None, level="underlay", name=f"phase {p.name}")  # fmt: skip
+        made.add_layout(shade)
     lines, keys = [], []
     for s in panel.series:
-        name = f"{panel.quantity} {s.label}"
+        name = charts.literal(s.label)
         style = "dashed" if s.dashed else "line"
-        data = {"x": np.float32(s.points.x), "y": np.float32(s.points.y), "label": [charts.literal(s.label)] * len(s.points.x)}
+        data = {"x": np.float32(s.points.x), "y": np.float32(s.points.y)}
         look: dict[str, Any] = {"color": s.colour, "line_width": 1.3, "line_dash": "dashed" if s.dashed else "solid"}
-        draw = {"mode": "before"} if s.is_step else {}
-        lines.append((made.step if s.is_step else made.line)(source=data, x="x", y="y", name=name, **look, **draw))
+        if s.is_step:
+            lines.append(made.step(source=data, x="x", y="y", name=name, mode="before", **look))
+        else:
+            lines.append(made.line(source=data, x="x", y="y", name=name, **look))
         if s.idle is not None:
             made.add_layout(Line(location=s.idle, dimension="width", line_color=s.colour, line_dash="dotted",
                                  line_width=1.5, name=name))  # fmt: skip
@@ -167,7 +170,7 @@ def _panel(found: Timeline, panel: Panel, x_range: Any) -> Chart:
                                       hatch_alpha=0.5))  # fmt: skip
         if e.name not in {k.name for k in keys}:
             keys.append(Key("no reading" if e.name == "gap" else "counter restarted", _EVENT, e.name, "fill"))
-    charts.hover(made, [("Channel", "@label"), ("Time", "@x{0.000} s"), (panel.title, f"@y{{0.000}} {panel.unit}")],
+    charts.hover(made, [("Channel", "$name"), ("Time", "@x{0.000} s"), (panel.title, f"@y{{0.000}} {panel.unit}")],
                  renderers=lines, mode="mouse", line_policy="nearest")  # fmt: skip
     return Chart(made, tuple(keys))
 
@@ -227,4 +230,4 @@ def _draw_panel(axes: Axes, found: Timeline, panel: Panel) -> None:
     for e in _of_panel(found, panel):
         axes.axvspan(e.start_s, e.end_s, facecolor="none", edgecolor=_EVENT, hatch="////", linewidth=0.4)
     axes.set_ylabel(numbers.titled(panel.title, panel.unit))
-    axes.legend(loc="upper right", ncols=min(3, len(panel.series)), fontsize=6)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=6, borderaxespad=0.2)

@@ -96,9 +96,7 @@ def _latency(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any] 
     total = sum(len(f) for _, _, f in found)
     values = {"n": total, "histogram": False, "drift_caption": "", "void": _latency_void([r for _, r, _ in found])}
     of = f"{len(found)} runs" if len(found) > 1 else "the steady windows"
-    values["ecdf_caption"] = (
-        f"Every whole item of {of}, n = {total}; the slowest 0.5 % may lie beyond the right edge."
-    )
+    values["ecdf_caption"] = f"Every whole item of {of}, n = {total}; the slowest 0.5 % may lie beyond the right edge."
     if len(runs) == 1:
         _, run, items = found[0]
         values["histogram"] = True

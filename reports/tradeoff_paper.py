@@ -31,8 +31,8 @@ def _one(run: Run, title: str) -> Figure:
     phases, budgets = breakdown.by_phase(run), breakdown.budgets(run)
     rows = ["card"] + ["latency"] * bool(len(found)) + ["drift"] * bool(len(found))
     rows += ["phases"] * bool(phases) + ["budgets"] * bool(budgets)
-    heights = {"card": _card_height(run), "latency": 1.9, "drift": 1.5, "phases": 0.75 + 0.36 * len(phases),
-               "budgets": 0.75 + 0.36 * len(budgets)}  # fmt: skip
+    heights = {"card": _card_height(run), "latency": 1.9, "drift": 1.5, "phases": 0.7 + 0.42 * len(phases),
+               "budgets": 0.7 + 0.42 * len(budgets)}  # fmt: skip
     sheet = paper.sheet(paper.PAGE_IN, sum(heights[r] for r in rows) + 0.3)
     mosaic = [[r, r] if r != "latency" else ["histogram", "ecdf"] for r in rows]
     axes = sheet.subplot_mosaic(mosaic, height_ratios=[heights[r] for r in rows])  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def _one(run: Run, title: str) -> Figure:
         axes["phases"].set_title("By phase of an item")
     if budgets:
         breakdown.draw_bars(axes["budgets"], budgets, "Share of the variance (%)")
-        axes["budgets"].set_title("Where the uncertainty of the energy comes from")
+        axes["budgets"].set_title("Uncertainty of the energy")
     return sheet
 
 

@@ -195,7 +195,7 @@ def _meter(t: Trace) -> MeterRow:
 
 def _troubles(t: Trace) -> Iterator[str]:
     errors = t.facts.get("errors")
-    for name, e in (errors.items() if isinstance(errors, Mapping) else ()):
+    for name, e in errors.items() if isinstance(errors, Mapping) else ():
         count, text = (e.get("count"), e.get("text")) if isinstance(e, Mapping) else ("", e)
         yield f"{name}: {count} errors, the last: {text}"
     if t.facts.get("ended"):
