@@ -76,7 +76,7 @@ def read(folder: Path) -> Outputs:
     try:
         about = json.loads((folder / PICTURES).read_bytes())
         ids, classes = [int(i) for i in about["ids"]], tuple(map(str, about["classes"]))
-        with np.load(folder / DETECTIONS, allow_pickle=False) as file:
+        with (folder / DETECTIONS).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             seen, item, box, score, label = (file[k] for k in ("seen", "item", "box", "score", "label"))
         if not (len(item) == len(box) == len(score) == len(label)) or box.shape[1:] != (4,):
             raise ValueError("its arrays do not belong together")

@@ -15,7 +15,6 @@ from edgewatt.harness.api import Facts, Runner
 from edgewatt.workloads.engines.registry import open_engine
 from edgewatt.workloads.femtodet import outputs
 from edgewatt.workloads.femtodet.detections import Detections, Float32s, detections
-from edgewatt.workloads.femtodet.graph import WEIGHTS
 from edgewatt.workloads.femtodet.preprocess import fill, read
 
 # What the network gave is kept for `postprocess` alone, for as many pictures as fit; the others take turns with these.
@@ -39,16 +38,9 @@ class FemtoDetRunner(Runner):
         p = self._params
         if p["threads"]:
             cv2.setNumThreads(p["threads"])
-        model = Path(p["model"])
-        self._engine = open_engine(
-            p["engine"], model, threads=p["threads"], provider=p["provider"],
-            input_shape=(1, 3, p["size"], p["size"]),
-        )  # fmt: skip
-        return {
-            **self._engine.facts,
-            "model_bytes": model.stat().st_size + model.with_name(WEIGHTS).stat().st_size,
-            "preprocess": f"OpenCV {cv2.__version__}, {cv2.getNumThreads()} threads",
-        }
+        shape = (1, 3, p["size"], p["size"])
+        self._engine = open_engine(p["engine"], Path(p["model"]), shape, p["threads"], p["provider"])
+        return {**self._engine.facts, "opencv": cv2.__version__, "opencv_threads": cv2.getNumThreads()}
 
     def run(self, index: int, mark: Any) -> Detections:
         mark("preprocess")
