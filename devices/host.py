@@ -93,7 +93,7 @@ class Host(Device):
         root = sysfs.root(self)
         found = list(_busy())
         if root:
-            found += [*_charging(root), *_hot(root), *_throttling(root), *_slow_clocks(root)]
+            found += [*_simulated(root), *_charging(root), *_hot(root), *_throttling(root), *_slow_clocks(root)]
         return found
 
     def close(self) -> None:
@@ -111,6 +111,16 @@ def _busy() -> Iterator[Flag]:
             (),
             f"load average {load:.2f} on {processors} processors before the run (quiet: below "
             f"{_BUSY_LOAD * processors:g}); what else computes here slows the run and is counted in its joules",
+        )
+
+
+def _simulated(root: Path) -> Iterator[Flag]:
+    """Whether the sensors are a made tree's."""
+    if not sysfs.is_real(root):
+        yield Flag(
+            "simulated",
+            (),
+            f"sensors are read below {root}, which no kernel fills: no figure says anything of hardware",
         )
 
 

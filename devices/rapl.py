@@ -182,5 +182,7 @@ def _place(zone: Zone, package: str | None, platform: str | None) -> tuple[str, 
         return "dram", f"memory of {package or 'the processor'}", platform
     if zone.name.startswith("package"):
         return "package", f"processor {zone.name}: cores, caches, graphics, memory controller", platform
-    words = {"core": "processor cores", "uncore": "graphics of the processor"}.get(zone.name, zone.name)
+    words = {"core": "processor cores (on AMD: one core)", "uncore": "graphics of the processor"}.get(
+        zone.name, zone.name
+    )
     return "rails", f"{words} of {package}" if package else words, package or platform

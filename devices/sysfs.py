@@ -26,11 +26,26 @@ def root(device: Device) -> Path | None:
     return Path(folder) if folder and Path(folder).is_dir() else None
 
 
+def is_real(folder: Path, mounts: str | None = None) -> bool:
+    """Whether a folder lies in a sysfs that a kernel fills (a container may see it anywhere), not in a made tree.
+
+    `mounts` is /proc/self/mounts, unless given.
+    """
+    held = _read(Path("/proc/self/mounts"), 1 << 20) if mounts is None else mounts
+    kinds = {Path(words[1]): words[2] for words in map(str.split, (held or "").splitlines()) if len(words) > 2}
+    inside = folder.resolve()
+    return next((kinds[p] == "sysfs" for p in (inside, *inside.parents) if p in kinds), False)
+
+
 def text(path: Path) -> str | None:
     """A file's first page without surrounding blanks; None if it is absent, unreadable or empty."""
+    return _read(path, _LONGEST)
+
+
+def _read(path: Path, most: int) -> str | None:
     try:
         with path.open("rb") as file:
-            return file.read(_LONGEST).decode("utf-8", "replace").strip() or None
+            return file.read(most).decode("utf-8", "replace").strip() or None
     except OSError:
         return None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgewatt.devices import sysfs
 from edgewatt.devices.host import Host
 from edgewatt.harness import conformance
 from edgewatt.harness.api import UsageError
@@ -14,8 +15,9 @@ from support.sysfs_tree import Tree, Wave
 
 
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else computes here."""
+    """Nobody else computes here, and the made tree is taken for a real one."""
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr("edgewatt.devices.sysfs.is_real", lambda _: True)
 
 
 def gates(root: Path) -> dict[str, str]:
@@ -98,6 +100,15 @@ def test_quiet_cool_machine_has_nothing_to_say(tmp_path: Path, monkeypatch: pyte
     tree.hwmon(0, "coretemp", {"temp1_input": 45_000, "temp1_crit": 100_000})
     tree.supply("BAT0", type="Battery", status="Discharging", power_now=5_000_000)
     assert gates(tmp_path) == {}
+
+
+def test_made_tree_is_flagged_as_simulated_and_a_mounted_sysfs_is_not(tmp_path: Path) -> None:
+    Tree(tmp_path)
+    assert str(tmp_path) in gates(tmp_path)["simulated"]
+    mounts = f"sysfs {tmp_path}/sys sysfs ro 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\ntmpfs {tmp_path}/sys/fs tmpfs rw 0 0\n"
+    assert sysfs.is_real(tmp_path / "sys" / "class", mounts)
+    assert not sysfs.is_real(tmp_path / "sys" / "fs" / "cgroup", mounts)
+    assert not sysfs.is_real(tmp_path, mounts)
 
 
 def test_charging_is_flagged_with_its_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
