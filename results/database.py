@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from edgewatt.harness.api import HarnessError, TransientError, UsageError
 from edgewatt.results.address import Place, read_only
@@ -70,24 +70,10 @@ def _meant(place: Place, said: str, error: Exception) -> HarnessError:
         return UsageError(f"{store}: its {place.file and place.file.name} is damaged, or not a store ({line})")
     if "locked" in lower:
         return TransientError(f"{store}: another process kept it locked for {BUSY_S:.0f} s; try again when it is done")
-    if place.file is None and _is_connecting(lower):
+    if place.file is None and isinstance(error, OperationalError):
         return UsageError(f"{store}: the database does not answer ({line}); check the address and the server")
     if "unable to open" in lower:
         return UsageError(f"{store}: cannot be opened ({line}); check its permissions")
     if isinstance(error, OSError):
         return UsageError(f"{store}: {line}; name another --store")
     return HarnessError(f"{store}: {line}")
-
-
-def _is_connecting(said: str) -> bool:
-    signs = (
-        "connection failed",
-        "connection to server",
-        "could not connect",
-        "could not translate",
-        "refused",
-        "timeout",
-        "resolve",
-        "does not exist",
-    )
-    return any(s in said for s in signs)

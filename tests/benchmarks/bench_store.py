@@ -76,9 +76,8 @@ def main() -> None:
         {"write": write, "read": read}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
         return
     instants = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000_000
-    print(
-        f"{instants * RAILS / 1e6:.0f} M samples: {instants / 1e6:g} M instants of {RAILS} rails; {os.cpu_count()} cores"
-    )
+    samples = f"{instants * RAILS / 1e6:.0f} M samples: {instants / 1e6:g} M instants of {RAILS} rails"
+    print(f"{samples}; {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rails.parquet"
         for what in ("write", "read"):

@@ -11,13 +11,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
-from support.example_run import example_run
-from support.same import assert_same_run
 
 from edgewatt.harness.api import UsageError
 from edgewatt.results import schema
 from edgewatt.results.models import Base
 from edgewatt.results.store import Store
+from support.example_run import example_run
+from support.same import assert_same_run
 
 OLD = Path(__file__).parent.parent / "data" / "store_0001"
 
