@@ -115,6 +115,7 @@ def budgets(run: Run) -> list[Bar]:
     """Where the uncertainty of each energy figure of the windows comes from: shares of its variance."""
     wanted = (conclusions.ENERGY, conclusions.ENERGY_NET)
     found = [r for metric in wanted for r in conclusions.whole(run, metric)]
+    found.sort(key=lambda r: not r.is_valid)
     return [bar for r in found if (bar := budget(r))]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -191,7 +191,7 @@ def plane_chart(plane: Plane) -> Chart:
     """The points with error bars; those on the front are joined, simulated ones hollow."""
     from bokeh.core.properties import value
     from bokeh.models import ColumnDataSource
-    from bokeh.models.annotations import LabelSet, Whisker
+    from bokeh.models.annotations import LabelSet, TeeHead, Whisker
 
     fx, x_label, fy, y_label = scaled(plane)
     p = plane.points
@@ -226,18 +226,21 @@ def plane_chart(plane: Plane) -> Chart:
                 "y_text": [numbers.format_quantity(k.y, k.y_error or None, plane.y_unit) for k in chosen],
             }
         )
-        for dimension, base, lower, upper in (("height", "x", "y0", "y1"), ("width", "y", "x0", "x1")):
-            whisker = Whisker(source=data, base=base, lower=lower, upper=upper, dimension=dimension, line_color=colour,
-                              name=words)  # fmt: skip
-            for head in (whisker.upper_head, whisker.lower_head):
-                head.size, head.line_color = 6, colour
-            made.add_layout(whisker)
+        head = TeeHead(size=6, line_color=colour)
+        ends: dict[str, Any] = {
+            "source": data,
+            "line_color": colour,
+            "name": words,
+            "upper_head": head,
+            "lower_head": head,
+        }
+        made.add_layout(Whisker(dimension="height", base="x", lower="y0", upper="y1", **ends))
+        made.add_layout(Whisker(dimension="width", base="y", lower="x0", upper="x1", **ends))
         dots = made.scatter(source=data, x="x", y="y", size=11 if is_best else 8, line_color=colour, line_width=2,
                             fill_color=colour, fill_alpha=0 if is_simulated else 1, name=words,
                             marker="diamond" if is_simulated else "circle")  # fmt: skip
-        charts.hover(
-            made, [("Run", "@label"), (plane.x_label, "@x_text"), (plane.y_label, "@y_text")], renderers=[dots]
-        )
+        rows = [("Run", "@label"), (plane.x_label, "@x_text"), (plane.y_label, "@y_text")]
+        charts.hover(made, rows, renderers=[dots])
         keys.append(Key(words, colour, words, "ring" if is_simulated else "dot"))
     texts = crowds(plane)
     source = ColumnDataSource(

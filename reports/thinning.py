@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgewatt.harness.api import Floats
+from edgewatt.harness.api import Floats, Ints
 
 POINTS = 4000  # about two for each pixel of a wide screen
 
@@ -47,14 +47,12 @@ def drawn(x: Floats, y: Floats, breaks: Floats | None = None, points: int = POIN
     return Drawn(np.insert(x[keep], places, middles), np.insert(y[keep], places, np.nan), len(keep), len(x))
 
 
-def _kept(x: Floats, y: Floats, points: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _kept(x: Floats, y: Floats, points: int) -> Ints:
     """Indices of the points that are drawn, rising."""
     if len(x) <= points:
         return np.arange(len(x))
     from tsdownsample import MinMaxLTTBDownsampler
 
-    return (
-        MinMaxLTTBDownsampler()
-        .downsample(np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points)
-        .astype(np.int64)
-    )
+    chooser = MinMaxLTTBDownsampler()  # type: ignore[no-untyped-call]
+    kept = chooser.downsample(np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points)
+    return np.asarray(kept, np.int64)

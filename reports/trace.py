@@ -150,7 +150,8 @@ def _panel(found: Timeline, panel: Panel, x_range: Any) -> Chart:
         shade = BoxAnnotation(left=p.start_s, right=p.end_s, fill_color=_colour(p.name, found), fill_alpha=_TINT,
                               line_color=None, level="underlay", name=f"phase {p.name}")  # fmt: skip
         made.add_layout(shade)
-    lines, keys = [], []
+    lines: list[Any] = []
+    keys = []
     for s in panel.series:
         name = charts.literal(s.label)
         style = "dashed" if s.dashed else "line"

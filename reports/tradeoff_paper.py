@@ -68,12 +68,12 @@ def _tile_lines(tile: Tile) -> list[tuple[str, str, str]]:
     rows = []
     for k, r in enumerate((tile.main, *tile.lesser)):
         m = r.measurement
-        rest = [f"n = {m.n}"] + [p for p in (m.meter, m.boundary) if p]
+        rest = [f"n = {m.n}", m.meter, f"boundary: {m.boundary}" if m.boundary else ""]
         rest += [] if r.is_valid else [f"VOID: {r.void_reason}"]
         rest += [k for k in r.marks if k not in r.void_reason]
         # A voided figure stands in brackets: a line through it would be lost when the text is copied.
         value = str(r.quantity) if r.is_valid else f"({r.quantity})"
-        rows.append((tile.label if k == 0 else r.label, value, ", ".join(rest)))
+        rows.append((tile.label if k == 0 else r.label, value, ", ".join(p for p in rest if p)))
     if tile.words.startswith("no joules"):
         rows.insert(0, (tile.label, tile.words, ""))
     return rows
