@@ -19,7 +19,8 @@ from edgewatt.harness.api import AgentProcess, Device, Facts, Flag, Meter, Usage
 OPTIONS = ("rate_hz", "sysfs")
 RATE_HZ = 100.0
 _MOST_HZ = 2000.0  # above it a sampler costs more than it tells: RAPL itself refreshes at 1000 Hz
-_BUSY_LOAD = 0.5  # waiting processes per processor; more than this compete with what is measured
+_BUSY_SHARE = 0.2  # of all processors' time; what uses more than this competes with what is measured
+_BUSY_LOOK_S = 0.3
 _NEAR_CRITICAL_K = 10.0
 _THROTTLE_LOOK_S = 0.2
 
@@ -101,16 +102,17 @@ class Host(Device):
 
 
 def _busy() -> Iterator[Flag]:
-    """Whether others compute here right now."""
-    if not hasattr(os, "getloadavg"):
-        return
-    load, processors = os.getloadavg()[0], os.cpu_count() or 1
-    if load > _BUSY_LOAD * processors:
+    """Whether others compute here right now. The load average alone would still tell of our own last run."""
+    import psutil
+
+    share = float(psutil.cpu_percent(interval=_BUSY_LOOK_S)) / 100
+    if share > _BUSY_SHARE:
+        load = f", load average {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
         yield Flag(
             "busy",
             (),
-            f"load average {load:.2f} on {processors} processors before the run (quiet: below "
-            f"{_BUSY_LOAD * processors:g}); what else computes here slows the run and is counted in its joules",
+            f"{share:.0%} of {os.cpu_count()} processors were in use before the run{load} (quiet: below "
+            f"{_BUSY_SHARE:.0%}); what else computes here slows the run and is counted in its joules",
         )
 
 

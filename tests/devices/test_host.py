@@ -16,7 +16,7 @@ from support.sysfs_tree import Tree, Wave
 
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else computes here, and the made tree is taken for a real one."""
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 3.0)
     monkeypatch.setattr("edgewatt.devices.sysfs.is_real", lambda _: True)
 
 
@@ -117,11 +117,13 @@ def test_charging_is_flagged_with_its_power(tmp_path: Path, monkeypatch: pytest.
     assert "31.5 W" in gates(tmp_path)["charging"]
 
 
-def test_load_is_flagged_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_at_work_are_flagged_with_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Tree(tmp_path)
     monkeypatch.setattr(os, "getloadavg", lambda: (7.25, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    assert "7.25 on 4 processors" in gates(tmp_path)["busy"]
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 61.0)
+    assert "61% of 4 processors" in gates(tmp_path)["busy"]
+    assert "load average 7.25" in gates(tmp_path)["busy"]
 
 
 def test_temperature_near_critical_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
