@@ -20,8 +20,9 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
-from edgewatt.workloads.engines.registry import open_engine
 from onnx import TensorProto, helper
+
+from edgewatt.workloads.engines.registry import open_engine
 
 # Positions in struct OrtApi, which only ever grows at its end (onnxruntime_c_api.h).
 PROGRAM = r"""
@@ -52,7 +53,8 @@ int main(int argc, char **argv) {
     CALL(134, (P, P *), session, &binding);                                              /* CreateIoBinding */
     for (int k = 0; k < 4; k++) {
         P value;
-        CALL(49, (P, P, size_t, int64_t *, size_t, int, P *), memory, buffers[k], sizeof buffers[k], shape, 4, 1, &value);
+        CALL(49, (P, P, size_t, int64_t *, size_t, int, P *),                            /* CreateTensorWithData... */
+             memory, buffers[k], sizeof buffers[k], shape, 4, 1, &value);
         CALL(k ? 137 : 136, (P, const char *, P), binding, names[k], value);             /* BindOutput, BindInput */
     }
     long n = atol(argv[3]);

@@ -14,7 +14,6 @@ from edgewatt.workloads.engines.engine import Engine
 ENGINES = {
     "onnxruntime": ("edgewatt.workloads.engines.onnxruntime_engine", "OnnxRuntime", ""),
     "torch": ("edgewatt.workloads.engines.torch_engine", "Torch", "torch"),
-    "ncnn": ("edgewatt.workloads.engines.ncnn_engine", "Ncnn", "ncnn"),
 }
 
 
@@ -23,7 +22,7 @@ def open_engine(name: str, model: Path, input_shape: Sequence[int], threads: int
 
     Args:
         name: one of ENGINES.
-        model: an .onnx file; the engines `torch` and `ncnn` read the weights beside it (femtodet/graph.py).
+        model: an .onnx file; the engine `torch` reads the weights beside it (femtodet/graph.py).
         input_shape: (1, 3, height, width) for pictures.
         threads: CPU threads; 0: one for each CPU this process may use.
         provider: what to run on: "cpu", or an accelerator the engine has ("cuda", "tensorrt", ...).
