@@ -16,7 +16,7 @@ Json = dict[str, Any]
 class Base(DeclarativeBase):
     """What all tables share: how a type is written in SQL."""
 
-    type_annotation_map = {str: Text, float: Double, Json: JSON, list[str]: JSON, list[Json]: JSON}  # noqa: RUF012
+    type_annotation_map = {str: Text, float: Double}  # noqa: RUF012
 
 
 class RunRecord(Base):
@@ -35,13 +35,13 @@ class RunRecord(Base):
     error_kind: Mapped[str | None]
     error_message: Mapped[str | None]
     error_detail: Mapped[str | None]
-    spec: Mapped[Json]
-    device: Mapped[Json]
-    engine: Mapped[Json]
-    software: Mapped[Json]
-    artefacts: Mapped[Json]
-    outputs: Mapped[Json]  # name -> path below the store's folder
-    warnings: Mapped[list[str]]
+    spec: Mapped[Json] = mapped_column(JSON)
+    device: Mapped[Json] = mapped_column(JSON)
+    engine: Mapped[Json] = mapped_column(JSON)
+    software: Mapped[Json] = mapped_column(JSON)
+    artefacts: Mapped[Json] = mapped_column(JSON)
+    outputs: Mapped[Json] = mapped_column(JSON)  # name -> path below the store's folder
+    warnings: Mapped[list[str]] = mapped_column(JSON)
     offset_s: Mapped[float | None]
     offset_bound_s: Mapped[float | None]
     offset_drift: Mapped[float | None]
@@ -82,8 +82,8 @@ class TraceRecord(_Part, Base):
 
     meter: Mapped[str]
     clock: Mapped[str]
-    channels: Mapped[list[Json]]
-    facts: Mapped[Json]
+    channels: Mapped[list[Json]] = mapped_column(JSON)
+    facts: Mapped[Json] = mapped_column(JSON)
     file: Mapped[str]  # path below the store's folder
     n: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
@@ -102,14 +102,14 @@ class MeasurementRecord(_Part, Base):
     method: Mapped[str]
     meter: Mapped[str]
     boundary: Mapped[str]
-    parts: Mapped[Json]
+    parts: Mapped[Json] = mapped_column(JSON)
 
 
 class FlagRecord(_Part, Base):
     __tablename__ = "flags"
 
     flag: Mapped[str]
-    voids: Mapped[list[str]]
+    voids: Mapped[list[str]] = mapped_column(JSON)
     is_voiding: Mapped[bool]
     detail: Mapped[str]
     meter: Mapped[str]

@@ -25,7 +25,8 @@ class Writers:
     """A context manager: children forked on demand; all are dead at the end."""
 
     def __enter__(self) -> Writers:
-        environment = os.environ | {"PYTHONPATH": str(TESTS)}
+        found = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(found)}
         self._pids: list[int] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.writers"],
