@@ -34,7 +34,7 @@ from edgewatt.results.plain import dumped
 
 FORMAT = 1
 KEY = b"edgewatt.trace"
-ROWS = 1 << 18  # of a row group: what a window must read at least, 4 minutes at 1 kHz
+ROWS = 1 << 17  # of a row group: what a window must read at least, 2 minutes at 1 kHz
 LARGEST_COUNT = 2.0**53  # beyond it a float cannot tell one count from the next
 SI_STEPS = (1.0, 1e-3, 1e-6, 1e-9, 2.0**-14)  # kernels count in milli-, micro-, nano-; RAPL in 1/16384 J
 
