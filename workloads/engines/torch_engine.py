@@ -36,15 +36,16 @@ class Torch(Engine):
         self._shared = torch.from_numpy(self.input)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is on its way out, and still the fastest at this size
-            traced = torch.jit.freeze(torch.jit.trace(net, self._shared.to(self._device)))
-            self._net = torch.jit.optimize_for_inference(traced)
+            traced = torch.jit.trace(net, self._shared.to(self._device))  # type: ignore[no-untyped-call]
+            frozen = torch.jit.freeze(traced)
+            self._net = torch.jit.optimize_for_inference(frozen)
         self.facts: dict[str, Any] = {
             "engine": "torch",
             "version": torch.__version__,
             "threads": threads,
             "provider_asked": provider,
             "provider_used": self._device.type,
-            "nodes": {self._device.type: sum(1 for _ in traced.graph.nodes() if _.kind().startswith("aten::"))},
+            "nodes": {self._device.type: sum(1 for _ in frozen.graph.nodes() if _.kind().startswith("aten::"))},
             "fallback_share": 0.0,
             "graph": f"{model.stem}, traced and frozen",
             "model_bytes": model.with_name(graph.WEIGHTS).stat().st_size,

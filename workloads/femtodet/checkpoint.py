@@ -57,10 +57,6 @@ def load(path: Path, variant: Variant) -> State:
     else:
         raise UsageError(f"{path}: neither a safetensors file nor a torch checkpoint; give one of these")
     for key, array in state.items():
-        if not np.isfinite(array).all():
-            raise UsageError(
-                f"{path}: {key} holds values that are not finite; the training diverged or the file is damaged"
-            )
         if key.endswith("running_var") and (array < 0).any():
             raise UsageError(f"{path}: {key} holds a negative variance; the file is damaged")
     return state
@@ -76,7 +72,7 @@ def _from_safetensors(path: Path, variant: Variant) -> State:
             form = _form(path, {key: tuple(s.get_shape()) for key, s in slices.items()}, variant)
             for key, s in slices.items():
                 _check_dtype(path, key, str(s.get_dtype()))
-            return _arranged({key: file.get_tensor(name) for key, name in names.items()}, variant, form)
+            return _arranged(path, {key: file.get_tensor(name) for key, name in names.items()}, variant, form)
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a whole safetensors file ({_one_line(error)}); copy it again") from error
 
@@ -113,7 +109,11 @@ def _from_torch(path: Path, variant: Variant) -> State:
     form = _form(path, {key: tuple(tensors[name].shape) for key, name in names.items()}, variant)
     for key, name in names.items():
         _check_dtype(path, key, str(tensors[name].dtype).removeprefix("torch."))
-    return _arranged({key: tensors[name].detach().numpy() for key, name in names.items()}, variant, form)
+    try:
+        arrays = {key: tensors[name].detach().numpy() for key, name in names.items()}
+    except (TypeError, RuntimeError) as error:  # sparse, or without values at all
+        raise UsageError(f"{path}: not all tensors are plain ones ({_one_line(error)}); save them dense") from error
+    return _arranged(path, arrays, variant, form)
 
 
 @contextlib.contextmanager
@@ -166,8 +166,7 @@ def _faults(found: Shapes, variant: Variant, form: Form) -> list[str]:
 
 
 def _listed(keys: list[str]) -> str:
-    shown = [k[:120] for k in keys[:_NAMED]]
-    return ", ".join(shown) + (", ..." if len(keys) > _NAMED else "")
+    return ", ".join(_printable(k) for k in keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
 
 
 _DTYPES = ("F16", "F32", "F64", "I64", "I32", "float16", "float32", "float64", "int64", "int32")
@@ -178,9 +177,23 @@ def _check_dtype(path: Path, key: str, dtype: str) -> None:
         raise UsageError(f"{path}: {key} is {dtype}; save it as float32")
 
 
-def _arranged(arrays: Mapping[str, npt.NDArray[Any]], variant: Variant, form: Form) -> State:
-    return {key: np.array(arrays[key], dtype) for key, (_, dtype) in state_layout(variant, form).items()}
+def _arranged(path: Path, arrays: Mapping[str, npt.NDArray[Any]], variant: Variant, form: Form) -> State:
+    """The arrays in the official order and dtypes; UsageError where one holds what is no number."""
+    state = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for key, (_, dtype) in state_layout(variant, form).items():
+            state[key] = np.array(arrays[key], dtype)
+            if not (np.isfinite(arrays[key]).all() and np.isfinite(state[key]).all()):
+                raise UsageError(
+                    f"{path}: {key} holds values that are not finite; the training diverged or the file is damaged"
+                )
+    return state
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return _printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def _printable(text: str) -> str:
+    """Text out of a file, fit for a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:160])
