@@ -224,6 +224,8 @@ class _Session:
                 meter.start()
                 running.append(meter)
             yield
+            # The last phase's end needs a reading after it, of the slowest meter too.
+            time.sleep(max((2 * m.period_s for m in running), default=0.0))
         finally:
             traces = []
             for meter in running:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support import sysfs_tree
 from support.command import QUICK, Command
 
 
@@ -74,3 +75,44 @@ def test_checkpoint_of_random_weights_gives_the_golden_detections(edgewatt, shar
     for label, (x0, y0, x1, y1, _) in zip(wanted["labels_orig"], wanted["dets_orig"], strict=True):
         near = [b for b in boxes if b[0] == label and max(abs(b[1] - x0), abs(b[2] - y0)) < 0.1]
         assert any(abs(b[3] - (x1 - x0)) < 0.1 and abs(b[4] - (y1 - y0)) < 0.1 for b in near)
+
+
+WAVES = {
+    "constant": "constant:15",
+    "sine": "sine:15:8:1.7",
+    "square": "square:5:25:0.9",
+    "ramp": "ramp:6:2:60",
+}
+
+
+# The meter whose figure covers all of it, and how many times the wave that is: two sockets, one, a board's supply.
+SHAPES = {"server": ("rapl", 1.5), "wrap": ("rapl", 1.0), "board": ("hwmon-ina226", 1.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("wave", WAVES)
+def test_energy_of_a_living_sensor_is_within_one_percent_and_inside_its_bar(edgewatt, tmp_path, shape, wave):
+    tree = sysfs_tree.shaped(tmp_path / "sys", shape, sysfs_tree.Wave.parse(WAVES[wave], sysfs_tree.now_s()))
+    (edgewatt.folder / "devices.toml").write_text(f'[devices.bench]\nkind = "host"\nsysfs = "{tree.root}"\n')
+    settings = ("repeats=1", "idle_s=1", "window_s=4", "isolated_s=1.5", "warmup_min_s=0.2", "warmup_max_s=1")
+    with tree.live():
+        run = edgewatt.json("run", "misbehaving", "--device", "bench", "--set", *settings)
+    assert {p["clock"] for p in run["phases"]} == {"boottime"}
+    meter, factor = SHAPES[shape]
+    for phase in ("window", "detect", "idle"):
+        spans = [(p["start_s"], p["end_s"]) for p in run["phases"] if p["phase"] == phase]
+        true_j = factor * sum(tree.feeds[0].wave.joules(*span) for span in spans)
+        m = measurement(run, "energy_j", phase, meter)
+        assert m["value"] == pytest.approx(true_j, rel=0.01)
+        assert abs(m["value"] - true_j) <= m["uncertainty"], (phase, m)
+    flags = {f["flag"] for f in run["flags"]}
+    assert not flags & {"counter_reset", "rail_missing", "low_coverage", "window_too_short"}, run["flags"]
+
+
+def test_run_without_any_sensor_has_no_joules(edgewatt, tmp_path):
+    tree = sysfs_tree.Tree(tmp_path / "sys")
+    (edgewatt.folder / "devices.toml").write_text(f'[devices.bench]\nkind = "host"\nsysfs = "{tree.root}"\n')
+    run = edgewatt.json("run", "misbehaving", "--device", "bench", "--set", *QUICK)
+    assert [m for m in run["measurements"] if m["unit"] in ("J", "W")] == []
+    assert any("no power sensor" in w for w in run["warnings"])
