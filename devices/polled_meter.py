@@ -127,4 +127,4 @@ class PolledMeter(Meter):
             facts["errors"] = {c.name: {"count": self._failures, "text": self._text} for c in self.channels}
         if self._ended:
             facts["ended"] = self._ended
-        return Trace(self.name, self.clock, self.channels, t_ns * 1e-9, values, facts)
+        return Trace(self.name, self.clock, self.channels, t_ns / 1e9, values, facts)

@@ -386,7 +386,7 @@ def scheduled_better(nice: int) -> str:
 def sample(agent: Agent, job: dict[str, Any]) -> None:
     """Reads the job's nodes or source at a steady rate until asked to end."""
     rate_hz = number(job, "rate_hz", 100, 1e-3)
-    batch_s = number(job, "batch_s", 0.2)
+    batch_s = number(job, "batch_s", 1.0)
     gap_limit_s = number(job, "gap_limit_s", max(3 / rate_hz, 0.05))
     duration_s = number(job, "duration_s", None) if job.get("duration_s") is not None else math.inf
     if bool(job.get("nodes")) == bool(job.get("source")):
@@ -540,7 +540,7 @@ def main(arguments: Sequence[str]) -> int:
         pass
     except RefusedError as error:
         status, kind, failure = 2, "refused", error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         status, kind, failure = 1, "out_of_memory" if is_out_of_memory(error) else "failed", error
     if failure is None:
         agent.emit("end", t_ns=now_ns(), reason=agent.stopping or "done")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import os
 import resource
+import shutil
 import sys
 import threading
 import traceback
@@ -51,7 +53,9 @@ class Work:
         self._idle_s, self._window_s = number(job, "idle_s", 5), number(job, "window_s", 10)
         self._isolated_s, self._max_window_s = number(job, "isolated_s", 2), number(job, "max_window_s", 600)
         self._min_items = int(number(job, "min_items", 1))
-        self._step_limit_s = number(job, "step_limit_s", None) if job.get("step_limit_s") is not None else None
+        self._load_limit_s, self._item_limit_s = (
+            math.inf if job.get(key) is None else number(job, key, None) for key in ("load_limit_s", "item_limit_s")
+        )
         self._steady = job.get("steady") or {}
         if not isinstance(self._steady, dict):
             raise tools.RefusedError(f"job: steady is {self._steady!r}; wanted an object")
@@ -61,6 +65,7 @@ class Work:
         self._pictures = itertools.cycle(range(self._count))
         self._stamps: list[int] = []
         self._marked: list[str] = []
+        self._mark = marking(self._now, self._stamps, self._marked)
         self._phase, self._repeat, self._items, self._share = "load", 0, 0, 0.0
         self._phase_ns = self._step_ns = self._now()
 
@@ -167,8 +172,12 @@ class Work:
         self._at("save", self._repeats - 1)
         part = self._folder.with_name(self._folder.name + ".part")
         part.mkdir(parents=True)
-        self._runner.save(self._outputs, part)
-        part.replace(self._folder)
+        try:
+            self._runner.save(self._outputs, part)
+            part.replace(self._folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         self._agent.emit("saved", folder=str(self._folder), items=len(self._outputs))
 
     # -- items
@@ -177,10 +186,6 @@ class Work:
         output = self._runner.run(index, self._mark)
         if self._phase == "window" and index not in self._outputs:
             self._outputs[index] = output
-
-    def _mark(self, phase: str) -> None:
-        self._stamps.append(self._now())
-        self._marked.append(phase)
 
     def _loop(
         self,
@@ -272,13 +277,14 @@ class Work:
                     agent.emit("end", t_ns=now, reason="orphaned")
                     self._tools.end_group()
                     self._tools.leave(0)
-            if self._step_limit_s is not None and self._phase != "idle" and step_s > self._step_limit_s:
+            limit_s = self._load_limit_s if self._phase in ("load", "save") else self._item_limit_s
+            if step_s > limit_s and self._phase != "idle":
                 doing = self._phase if self._phase in ("load", "save") else f"{self._phase}: item {self._items}"
                 agent.emit(
                     "error",
                     t_ns=now,
                     kind="hung",
-                    message=f"{doing} has been at work for {step_s:.1f} s; the limit is {self._step_limit_s:g} s",
+                    message=f"{doing} has been at work for {step_s:.1f} s; the limit is {limit_s:g} s",
                     detail="".join(traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])),
                 )
                 self._tools.leave(1)
@@ -314,6 +320,17 @@ class Work:
             "niceness": os.nice(0),
             "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         }
+
+
+def marking(now: Callable[[], int], stamps: list[int], marked: list[str]) -> Callable[[str], None]:
+    """The function a runner calls at the start of each phase: a stamp, and whose it is, in less than 0.3 us."""
+    add_stamp, add_name = stamps.append, marked.append
+
+    def mark(phase: str) -> None:
+        add_stamp(now())
+        add_name(phase)
+
+    return mark
 
 
 def reading(node: dict[str, Any]) -> float | None:

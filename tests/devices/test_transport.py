@@ -87,6 +87,7 @@ def test_crash_is_told_by_its_signal(here: Subprocess, tmp_path: Path, fault: st
         ("raise", 1, "failed", "ValueError: the picture is upside down"),
         ("raise", "load", "failed", "ValueError: the picture is upside down"),
         ("raise", "save", "failed", "ValueError: the picture is upside down"),
+        ("exit", 1, "failed", "SystemExit: 3"),
         ("bad_alloc", 1, "out_of_memory", "RuntimeError: ONNXRuntimeError: std::bad_alloc"),
         ("no mark", 0, "failed", "ValueError: the runner marked first; wanted first, second"),
     ],
@@ -99,7 +100,7 @@ def test_error_in_the_model_is_told_in_one_line(
     assert (error["event"], error["kind"], error["message"]) == ("error", kind, told)
     assert "Traceback" in error["detail"]
     assert agent.stop().status == 1
-    assert not (tmp_path / "outputs").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_items_before_an_error_are_told(here: Subprocess, tmp_path: Path) -> None:
@@ -167,12 +168,19 @@ def test_setting_that_is_impossible_fails_and_is_not_passed_over(here: Subproces
 
 
 def test_hung_item_ends_with_an_error_that_says_where(here: Subprocess, tmp_path: Path) -> None:
-    agent = here.start("run", run_job(tmp_path, fault="hang", fault_at=1) | {"step_limit_s": 0.5})
+    agent = here.start("run", run_job(tmp_path, fault="hang", fault_at=1) | {"item_limit_s": 0.5})
     error = list(agent.events(10))[-1]
     assert (error["event"], error["kind"]) == ("error", "hung")
     assert error["message"].startswith("window: item 1 has been at work for") and "0.5 s" in error["message"]
     assert "in fault" in error["detail"]
     assert agent.stop().status == 1
+
+
+def test_load_that_hangs_is_told_too(here: Subprocess, tmp_path: Path) -> None:
+    error = list(
+        here.start("run", run_job(tmp_path, fault="hang", fault_at="load") | {"load_limit_s": 0.3}).events(10)
+    )[-1]
+    assert error["kind"] == "hung" and error["message"].startswith("load has been at work")
 
 
 def test_silence_is_a_timeout_and_the_process_still_there(here: Subprocess) -> None:
