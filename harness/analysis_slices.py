@@ -14,7 +14,7 @@ from edgewatt.harness.api import Floats, Ints, Phase
 from edgewatt.harness.energy import minimum_window_s
 
 OTHER = "other"  # the time of a window in none of its slices
-ALONG = ("gain", "clock")  # parts of the budget that go the same way in every slice; the others are independent
+ALONG = ("gain", "clock")  # parts of the budget that go the same way in every slice of a phase
 
 
 def slices(view: View, source: Source, alone: Iterable[str], found: Findings) -> None:
@@ -85,6 +85,8 @@ def _share_out(view: View, source: Source, names: Sequence[str], found: Findings
         window_of.append(np.full(len(labels), k))
     label, joules, spans, window = map(np.concatenate, (labels_of, joules_of, spans_of, window_of))
     budget = {p: np.concatenate([parts[p] for parts in parts_of]) for p in parts_of[0]}
+    # A gauge rounds a level the same way each time it comes back; a counter's two roundings differ from slice to slice.
+    along = (*ALONG, "quantisation") if any(c.kind == "gauge" for c in source.channels) else ALONG
     mean_w = float(joules.sum() / spans.sum())
     short = [n for n in view.item_phases() if n not in names]
     between = "time between the slices" + (f", with {', '.join(short)} (too short for this meter)" if short else "")
@@ -93,7 +95,7 @@ def _share_out(view: View, source: Source, names: Sequence[str], found: Findings
         if not mine.any():
             continue
         amount, seconds = float(joules[mine].sum()), float(spans[mine].sum())
-        parts = {p: float(v[mine].sum() if p in ALONG else np.sqrt((v[mine] ** 2).sum())) for p, v in budget.items()}
+        parts = {p: float(v[mine].sum() if p in along else np.sqrt((v[mine] ** 2).sum())) for p, v in budget.items()}
         # See `supported`: a step of power is smeared over an update period at both ends of every slice.
         parts["smear"] = mine.sum() * source.update.period_s / 3 * abs(amount / seconds - mean_w)
         if parts.get("clock", 0.0) > CLOCK_SHARE * abs(amount):

@@ -149,8 +149,8 @@ def _latency_drift(view: View, found: Findings) -> None:
     for event in view.run.engine.get("steady") or ():
         if isinstance(event, dict) and event.get("reached") is False:
             detail = (
-                f"warm-up of repeat {event.get('repeat')} ended after {event.get('after_s', math.nan):.3g} s "
-                f"without becoming steady: {event.get('detail') or 'no detail'}; raise warmup_max_s"
+                f"warm-up of repeat {event.get('repeat')} ended after {event.get('after_s')} s without becoming "
+                f"steady: {event.get('detail') or 'no detail'}; raise warmup_max_s"
             )
             found.doubt(flags.NOT_STEADY, detail, voids=())
 

@@ -117,7 +117,7 @@ def view(run: Run, found: Findings) -> View:
     What was left out is said in the warnings.
     """
     phases = []
-    for p in sorted(run.phases, key=lambda p: p.start_s):
+    for p in run.phases:
         if not (np.isfinite(p.start_s) and np.isfinite(p.end_s) and p.end_s > p.start_s):
             found.warnings.append(f"{p.phase} of repeat {p.repeat} lasts {p.end_s - p.start_s:.3g} s; left out")
         elif _is_cut_off(p, run):
@@ -126,7 +126,7 @@ def view(run: Run, found: Findings) -> View:
             )
         else:
             phases.append(p)
-    return View(run, tuple(phases), _sane_items(run.items, found))
+    return View(run, tuple(sorted(phases, key=lambda p: p.start_s)), _sane_items(run.items, found))
 
 
 def _is_cut_off(phase: Phase, run: Run) -> bool:
