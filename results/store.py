@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -22,6 +22,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 from sqlalchemy import Select, exists, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, selectinload
 
 from edgewatt.harness.api import HarnessError, Items, Run, Trace, UsageError
@@ -109,9 +110,12 @@ class Store:
                     self._lock(session, run.id)
                     session.add(stored)
             except BaseException:
-                # The database may have taken it although the answer was lost; only it can tell.
-                if not self._has(run.id):
-                    writing.remove(self.folder, run.id)
+                # The database may have taken it although the answer was lost; only it can tell, perhaps later.
+                (temporary / writing.UNSETTLED).touch()
+                with suppress(SQLAlchemyError):
+                    if not self._has(run.id):
+                        writing.remove(self.folder, run.id)
+                    (temporary / writing.UNSETTLED).unlink()
                 raise
 
     # -- reading

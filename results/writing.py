@@ -27,6 +27,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 WRITING = ".writing"
+UNSETTLED = "unsettled"
 PLACES = ("traces", "outputs")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a run: it names folders
 PATIENCE_S = 5.0  # how long somebody who tidies up may hold a lock
@@ -36,6 +37,7 @@ PATIENCE_S = 5.0  # how long somebody who tidies up may hold a lock
 def claimed(folder: Path, run_id: str) -> Iterator[Path]:
     """An empty folder to write a run's files into, gone when the block ends, with the claim on that id.
 
+    With a file UNSETTLED in it, folder and claim stay as if we had died here: whoever opens the store next decides.
     UsageError if another process is writing that very run.
     """
     if not NAME.fullmatch(run_id):
@@ -54,7 +56,10 @@ def claimed(folder: Path, run_id: str) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
     finally:
-        _let_go(writing, run_id, held)
+        if (writing / run_id / UNSETTLED).exists():
+            os.close(held)
+        else:
+            _let_go(writing, run_id, held)
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from edgewatt.harness.api import UsageError
+from edgewatt.harness.api import HarnessError, UsageError
 from edgewatt.results import schema
 from edgewatt.results.store import Store
 from support.example_run import example_run
@@ -124,6 +126,34 @@ def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         store.add(example_run(0, repeats=1))
     assert not assert_whole(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_database_lost_at_the_last_moment_is_asked_later(tmp_path, monkeypatch, is_stored) -> None:
+    folder, run = tmp_path / "runs", example_run(0, repeats=1)
+    store = Store(folder)
+    session, gone = store._session, OperationalError("COMMIT", {}, Exception("connection lost"))
+    is_lost = False
+
+    @contextlib.contextmanager
+    def losing_session(writes: bool = False) -> Iterator[Session]:
+        nonlocal is_lost
+        if is_lost:
+            raise gone
+        with session(writes) as opened:
+            yield opened
+            is_lost = writes
+            if is_lost and not is_stored:
+                raise gone
+        if is_lost:
+            raise gone
+
+    monkeypatch.setattr(store, "_session", losing_session)
+    with pytest.raises(HarnessError, match="connection lost"):
+        store.add(run)
+    assert (folder / "traces" / run.id).is_dir(), "nothing is decided yet"
+    assert assert_whole(folder) == ([run.id] if is_stored else [])
+    assert_complete(folder)
 
 
 # -- no room
