@@ -16,9 +16,7 @@ Int64s = npt.NDArray[np.int64]
 STRIDE_PX = 16
 # Pairs of boxes looked at in one go, so that memory stays small however many boxes there are.
 _BLOCK = 1 << 17
-# More pairs than this are a heap, from which the best few boxes are taken one by one first.
-_HEAP = 1 << 16
-_PEEL = 64
+_BEST = 64  # boxes taken from a heap at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ def detections(
     `scale_factor` (4,) is that of `preprocess.fill`. Each cell gives one box at most, of its best class, kept if its
     score reaches `score_threshold`. A box that is not finite (the network overflowed) is no detection.
     """
-    columns = cls.shape[-1]
     with np.errstate(over="ignore", invalid="ignore"):
         is_object = _sigmoid(obj.reshape(-1))
         # A class probability is at most 1, so a cell whose objectness is below the threshold cannot pass.
@@ -55,10 +52,14 @@ def detections(
         logits = np.ascontiguousarray(cls.reshape(cls.shape[1], -1).T[cells])  # (n, classes)
         labels = logits.argmax(axis=1)
         scores = _sigmoid(logits[np.arange(len(cells)), labels]) * is_object[cells]
-        boxes = _boxes(reg.reshape(4, -1)[:, cells], cells, columns) / scale_factor
-    keep = np.flatnonzero((scores >= score_threshold) & np.isfinite(boxes).all(axis=1))
-    keep = keep[np.argsort(-scores[keep], kind="stable")]
-    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        passed = np.flatnonzero(scores >= score_threshold)
+        passed = passed[np.argsort(-scores[passed], kind="stable")]
+        cells = cells[passed]
+        boxes = _boxes(reg.reshape(4, -1)[:, cells], cells, cls.shape[-1]) / scale_factor
+        finite = np.isfinite(boxes).all(axis=1)
+    if not finite.all():
+        boxes, passed = boxes[finite], passed[finite]
+    scores, labels = scores[passed], labels[passed]
     kept = unsuppressed(_apart(boxes, labels), nms_iou)
     return Detections(boxes[kept], scores[kept], labels[kept].astype(np.int64))
 
@@ -94,39 +95,46 @@ def unsuppressed(boxes: Float32s, iou: float) -> Int64s:
     """Indices, rising, of the boxes (n, 4; by falling score) that no better kept box overlaps by more than `iou`."""
     corners = np.ascontiguousarray(boxes.T)
     with np.errstate(invalid="ignore"):  # boxes without area: 0 / 0 is no overlap
-        best, rest = _peeled(corners, iou)
-        better, worse = _overlaps(corners[:, rest], iou)
-    alive = np.ones(len(rest), np.bool_)
+        order, ordered, count = _neighbours(corners, iou)
+        # Looking a pair up costs some ten times what it costs in a full table.
+        if 20 * count.sum() > len(boxes) ** 2:
+            return _unsuppressed_in_heaps(corners, iou)
+        better, worse = _overlaps(order, ordered, count, iou)
+    alive = np.ones(len(boxes), np.bool_)
     if len(better):
-        order = np.argsort(better, kind="stable")
-        better, worse = better[order], worse[order]
+        by_better = np.argsort(better, kind="stable")
+        better, worse = better[by_better], worse[by_better]
         first = np.flatnonzero(np.diff(better, prepend=-1))
         ends = (*first[1:].tolist(), len(better))
         for box, start, end in zip(better[first].tolist(), first.tolist(), ends, strict=True):
             if alive[box]:
                 alive[worse[start:end]] = False
-    return np.concatenate((best, rest[alive]))
+    return np.flatnonzero(alive)
+
+
+def _unsuppressed_in_heaps(corners: Float32s, iou: float) -> Int64s:
+    """The same by full tables of the next best boxes against all that are left: for boxes that lie on one another."""
+    kept, rest = [np.empty(0, np.int64)], np.arange(corners.shape[1])
+    while len(rest):
+        block, rest = rest[:_BEST], rest[_BEST:]
+        hits = np.triu(_iou(corners[:, block, None], corners[:, None, block]) > np.float32(iou), 1)
+        alive = np.ones(len(block), np.bool_)
+        for k in np.flatnonzero(hits.any(axis=1)).tolist():
+            if alive[k]:
+                alive &= ~hits[k]
+        kept.append(block[alive])
+        suppressed = _iou(corners[:, kept[-1], None], corners[:, None, rest]) > np.float32(iou)
+        rest = rest[~suppressed.any(axis=0)]
+    return np.concatenate(kept)
 
 
 def _iou(a: Float32s, b: Float32s) -> Float32s:
-    """Intersection over union of boxes given as corners (4, n) or (4, 1)."""
+    """Intersection over union of boxes given as corners (4, ...), for shapes that broadcast."""
     width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
     height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
     common: Float32s = np.maximum(width, 0) * np.maximum(height, 0)
     union: Float32s = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
     return common / union
-
-
-def _peeled(corners: Float32s, iou: float) -> tuple[Int64s, Int64s]:
-    """The best boxes kept, and what they leave over: only where boxes lie in heaps, which `_overlaps` is slow at."""
-    best: list[int] = []
-    rest = np.arange(corners.shape[1])
-    if _neighbours(corners, iou)[2].sum() > _HEAP:
-        while len(best) < _PEEL and len(rest):
-            best.append(int(rest[0]))
-            others = corners[:, rest[1:]]
-            rest = rest[1:][~(_iou(corners[:, rest[:1]], others) > np.float32(iou))]
-    return np.array(best, np.int64), rest
 
 
 def _neighbours(corners: Float32s, iou: float) -> tuple[Int64s, Float32s, Int64s]:
@@ -144,9 +152,8 @@ def _neighbours(corners: Float32s, iou: float) -> tuple[Int64s, Float32s, Int64s
     return order, ordered, np.maximum(count, 0)
 
 
-def _overlaps(corners: Float32s, iou: float) -> tuple[Int64s, Int64s]:
-    """Every pair of boxes with an intersection over union > `iou`, as (lower index, higher index)."""
-    order, ordered, count = _neighbours(corners, iou)
+def _overlaps(order: Int64s, ordered: Float32s, count: Int64s, iou: float) -> tuple[Int64s, Int64s]:
+    """Every pair of neighbours with an intersection over union > `iou`, as (lower index, higher index)."""
     _, top, _, bottom = ordered
     total = np.cumsum(count)
     a, b = [np.empty(0, np.int64)], [np.empty(0, np.int64)]

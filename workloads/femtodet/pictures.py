@@ -147,7 +147,9 @@ def _check_size(truth: GroundTruth, image: Image, picture: Picture) -> None:
 def _drawn(limit: int | None, seed: int) -> Pictures:
     def draw(folder: Path) -> None:
         for k, scene in enumerate(scenes.scenes(seed)):
-            (folder / f"scene_{k:02d}.png").write_bytes(cv2.imencode(".png", scene)[1].tobytes())
+            # JPEG as from a camera, so that reading it costs what reading a photograph does.
+            jpeg = cv2.imencode(".jpg", scene, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+            (folder / f"scene_{k:02d}.jpg").write_bytes(jpeg.tobytes())
 
     folder = cache.made(f"scenes-{scenes.FORM}-{seed}", draw)
     found = _of_folder(folder, limit, strict=True)

@@ -1,4 +1,4 @@
-"""Drawn scenes: pictures for a run that was given none, the same on every machine for the same seed.
+"""Drawn scenes: pictures for a run that was given none, the same levels on every machine for the same seed.
 
 Simple coloured shapes on textured grounds. They have edges, areas and texture for the network to work on, but hold
 nothing it was made to find, so they have no ground truth. Drawn with integers and numpy alone: a drawing library's
@@ -15,7 +15,7 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 COUNT = 24
-FORM = 1  # raised whenever the drawing changes
+FORM = 2  # raised whenever the drawing changes
 # Width and height in pixels: what cameras and data sets give, wide and tall, below and above the network's input.
 SIZES_PX = ((640, 480), (480, 640), (500, 375), (640, 427), (333, 500), (320, 240), (1280, 720), (800, 600))
 
