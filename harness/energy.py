@@ -152,8 +152,8 @@ def energy(trace: Trace, channel: str, start_s: float, end_s: float, *, clock_bo
     coverage = float(_coverage(s, intervals)[0])
     if coverage <= 0:
         raise GapError(
-            f"{trace.meter}/{channel}: nothing was measured between {start_s:.6f} and {end_s:.6f} s, wanted a fresh sample "
-            f"at least every {s.update.period_s:g} s; measure for longer or with a faster sensor"
+            f"{trace.meter}/{channel}: nothing was measured between {start_s:.6f} and {end_s:.6f} s, wanted a fresh "
+            f"sample at least every {s.update.period_s:g} s; measure for longer or with a faster sensor"
         )
     reads = int(np.count_nonzero((s.reads_s >= start_s) & (s.reads_s <= end_s)))
     fresh = int(np.count_nonzero((s.fresh_s >= start_s) & (s.fresh_s <= end_s)))

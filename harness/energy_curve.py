@@ -5,32 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 from edgewatt.harness.api import Floats, Ints
-from edgewatt.harness.energy_samples import Samples
+from edgewatt.harness.energy_samples import GAP_PERIODS, Samples
 
 
 class Curve:
     """Energy since the first sample, in J, at any time between the first and the last read.
 
-    Between two samples a gauge's power runs straight (so its energy is a parabola) and a counter's energy does.
-    Beyond the last sample a gauge keeps its power, and a counter its last power.
+    Between two samples a level of power runs straight (so its energy is a parabola), and a running sum of energy does.
+    Beyond the last sample the power stays what it was.
     """
 
     def __init__(self, s: Samples) -> None:
         self.samples = s
         t, v = s.t_s, s.value
-        self.is_gauge = s.channel.kind == "gauge"
         if t[-1] < s.last_s:
+            power = (v[-1] - v[-2]) / (t[-1] - t[-2]) if s.sums and len(v) > 1 else 0.0
+            v = np.append(v, v[-1] + power * (s.last_s - t[-1]))
             t = np.append(t, s.last_s)
-            last = v[-1] if self.is_gauge or len(v) < 2 else v[-1] + (v[-1] - v[-2]) / (t[-2] - t[-3]) * (t[-1] - t[-2])
-            v = np.append(v, last)
         self.t_s = t
         self.h_s = np.diff(t)
-        if self.is_gauge:
-            self.power_w = v
+        self.has_gaps = bool(np.any(self.h_s > GAP_PERIODS * s.update.period_s))
+        if not s.sums:
+            self.power_w = v  # at each sample
             self.energy_j = np.concatenate([[0.0], np.cumsum(self.h_s * (v[1:] + v[:-1]) / 2)])
         else:
             self.energy_j = v
-            self.power_w = np.diff(v) / self.h_s  # of each interval
+            self.power_w = np.diff(v) / self.h_s  # between two samples
 
     def interval(self, t: Floats) -> Ints:
         """Index of the interval between two samples that each of the times falls into."""
@@ -38,7 +38,7 @@ class Curve:
 
     def at(self, t: Floats) -> Floats:
         """Energy from the first sample to each of the times."""
-        if not self.is_gauge:
+        if self.samples.sums:
             return np.interp(t, self.t_s, self.energy_j)
         k = self.interval(t)
         x = t - self.t_s[k]

@@ -1,7 +1,7 @@
 """The parts of an error bar: each the half-width of a 95 % interval, in J.
 
-What a sensor did not see is estimated from what it saw, by three covariances of the record's own roughness (`_laws`).
-docs/decisions/0001-uncertainty.md tells why these terms, how they were calibrated, and where they do not hold.
+What a sensor did not see is told from what it saw: from the autocovariance of the record's own roughness (`_Laws`).
+docs/decisions/0001-uncertainty.md says why these terms, how they were calibrated, and where they do not hold.
 """
 
 from __future__ import annotations
@@ -15,165 +15,188 @@ from edgewatt.harness.energy_samples import GAP_PERIODS
 K = 1.96
 """Half-width of a 95 % interval over the standard deviation of a normal error whose spread is known."""
 
-K_ESTIMATED = 2.4
-"""The same where the spread is itself estimated from some twenty samples or a few edges; calibrated (0001)."""
+K_ESTIMATED = 2.5
+"""The same where the spread is itself estimated, from some twenty samples or a few jumps; calibrated (0001)."""
 
 NEAR_PERIODS = 20.0
 """Roughness is taken from at least so many update periods around a shorter interval."""
 
 CLIMB, CUT = 0.1, 0.4
-"""How much of a level's rounding error is left when the power climbs through it whole, or is cut off half way."""
+"""How much of a level's rounding error is left where the power climbs through it, whole or cut off; calibrated."""
 
-# Autocovariances, at lags 0, 1 and 2, of roughness (columns) made by: white noise of variance 1 in each sample,
-# a jump of height 1, and a slow curve of mean square 1. Samples: roughness is the second difference of the power.
-_GAUGE = np.array([[6.0, 2.0, 1.0], [-4.0, -1.0, 1.0], [1.0, 0.0, 1.0]])
-# Counters: the second difference of the energy; a jump of power falls anywhere between two refreshes, f of the way:
-# it shows as f and 1 - f, of mean squares 2 x 1/3 and mean product 1/6.
-_COUNTER = np.array([[6.0, 2 / 3, 1.0], [-4.0, 1 / 6, 1.0], [1.0, 0.0, 1.0]])
-# A gauge that averages between its refreshes has noise in each of its means, not in their running sum.
-_MEANS = np.array([[2.0, 2 / 3, 1.0], [-1.0, 1 / 6, 1.0], [0.0, 0.0, 1.0]])
+LAGS = 6
+TURNS = np.arange(0.0, 1.6, 0.3)
+"""Smooth power shows in the roughness as cosines of so many radians a sample (0: slow; 1.5: four samples a turn)."""
+
+# Autocovariances of roughness at the first lags.
+# Levels (W), roughness is the second difference of the power: noise of variance 1 in each sample; a jump of height 1.
+LEVEL_NOISE, LEVEL_JUMP = (6.0, -4.0, 1.0), (2.0, -1.0)
+# Running sums (J), roughness is the second difference of the energy: noise of variance 1 in each sum; a jump of the
+# power by 1, f of the way between two samples, which shows as f and 1 - f: mean squares 2 x 1/3, mean product 1/6.
+SUM_NOISE, SUM_JUMP = (6.0, -4.0, 1.0), (2 / 3, 1 / 6)
 
 
 def of_intervals(curve: Curve, intervals: Floats, clock_bound_s: float) -> dict[str, Floats]:
     """The parts of the error bar of each of `intervals` (k, 2)."""
-    s = curve.samples
-    energy_j = curve.energy(intervals)
-    parts = _gauge(curve, intervals) if curve.is_gauge else _counter(curve, intervals)
-    parts["gain"] = (s.channel.gain_error or 0.0) * np.abs(energy_j)
+    parts = _sums(curve, intervals) if curve.samples.sums else _levels(curve, intervals)
+    parts["gain"] = (curve.samples.channel.gain_error or 0.0) * np.abs(curve.energy(intervals))
     parts["clock"] = _clock(curve, intervals, clock_bound_s)
     return parts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Gauges
+# Levels: gauges
 
 
-def _gauge(curve: Curve, intervals: Floats) -> dict[str, Floats]:
-    s, t, p, h = curve.samples, curve.t_s, curve.power_w, curve.h_s
+def _levels(curve: Curve, intervals: Floats) -> dict[str, Floats]:
+    s, p, h = curve.samples, curve.power_w, curve.h_s
+    duration_s = intervals[:, 1] - intervals[:, 0]
     a, b = h[:-1], h[1:]
-    bare = np.maximum(a, b) > GAP_PERIODS * s.update.period_s
-    second = 2 * ((p[:-2] * b + p[2:] * a) / (a + b) - p[1:-1])
-    rough = np.pad(np.where(bare, 0.0, second * np.maximum(a, b)), 1)  # J, at each sample
-    (noise, jumps, _), squares, wide = _laws(curve, rough, intervals, _GAUGE)
-    # Noise shifts the area of each sample by itself; a jump may lie anywhere between two samples, so the trapezoid is
-    # off by a uniform error of its height x h: h^2 / 12.
-    share = (noise + jumps / 12) / max(noise * 6 + jumps * 2, 1e-300)
-    duration_s = np.diff(intervals, axis=1)[:, 0]
+    bent = 2 * ((p[:-2] * b + p[2:] * a) / (a + b) - p[1:-1])  # at each inner sample; h^2 x the second derivative
+    bent[np.maximum(a, b) > GAP_PERIODS * s.update.period_s] = 0.0
+    rough = np.pad(bent * np.maximum(a, b), 1)
+    laws = _Laws(curve, rough, intervals, LEVEL_NOISE, LEVEL_JUMP)
+    noise, jumps = laws.parts
+    # Noise moves the area of each sample by itself. A jump may lie anywhere between two samples, so the trapezoid is
+    # off by a uniform error of its height x h, of variance h^2 / 12.
+    random = laws.around(intervals) * (noise + jumps / 12)
+    # Inside one interval between two samples the power is off to one side.
     k = curve.interval(intervals)
-    # Inside one interval between samples the power is off by up to a whole jump, all in one direction.
-    inside = np.minimum(1.0, 2 * duration_s / h[k[:, 0]])
-    # Where the power is smooth: Euler-Maclaurin, h^2 / 12 x (slope at the end - slope at the start).
+    random *= np.minimum(1.0, 2 * duration_s / h[k[:, 0]])
+    # Where the power is smooth the trapezoid is off by h^3 / 12 x the second derivative, from sample to sample. Over
+    # an even grid that comes to h^2 / 12 x (slope at the end - slope at the start) (Euler-Maclaurin).
+    second = np.pad(bent / (a * b), 1)
+    curved = np.concatenate([[0.0], h**3 * (second[1:] + second[:-1]) / 24])
     slope = h[k] * (p[k + 1] - p[k])
-    smooth_j = np.abs(slope[:, 1] - slope[:, 0]) / 12
-    sampling = np.hypot(K_ESTIMATED * np.sqrt(share * squares * duration_s / wide * inside), smooth_j)
-    parts = {"sampling": sampling}
+    smooth = curve.between(curved, intervals) ** 2 + ((slope[:, 1] - slope[:, 0]) / 12) ** 2
+    parts = {"sampling": np.sqrt(K_ESTIMATED**2 * random + smooth)}
     if s.held:
-        slack = np.append(s.slack_s, np.zeros(len(t) - len(s.slack_s)))
-        moved = np.zeros(len(t))
-        moved[1:-1] = (slack[1:-1] * (p[2:] - p[:-2]) / 2) ** 2 / 3
-        edge = K * np.sqrt(curve.between(moved, intervals))
-        if s.channel.averaging_s is None:
-            # Whether a value is that of its moment or the mean since the last refresh: up to T / 2 of lag.
-            edge = np.hypot(edge, s.update.period_s / 2 * np.abs(np.diff(curve.near(intervals), axis=1)[:, 0]))
-        parts["edge"] = edge
-    parts["quantisation"] = _quantisation(curve, intervals, noise)
-    gap = _gap(curve, intervals)
-    if gap.any():
-        parts["gap"] = gap
+        parts["edge"] = _held(curve, intervals)
+    parts["quantisation"] = _quantisation(curve, intervals, noise * laws.mean_square)
+    if curve.has_gaps:
+        parts["gap"] = _gap(curve, intervals)
     return parts
+
+
+def _held(curve: Curve, intervals: Floats) -> Floats:
+    """Not knowing when a held value was made: each refresh is off by up to its slack.
+
+    Moving sample k by d moves the trapezoid by d x (power before - power after) / 2.
+    """
+    s, p = curve.samples, curve.power_w
+    moved = np.zeros(len(p))
+    inner = slice(1, len(p) - 1)
+    moved[inner] = (s.slack_s[: len(p)][inner] * (p[2:] - p[:-2]) / 2) ** 2 / 3
+    squares = K**2 * curve.between(moved, intervals)
+    if s.channel.averaging_s is None:
+        # A value may be that of its moment or the mean since the last refresh: up to half a period of lag.
+        squares += (s.update.period_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]) ** 2
+    return np.asarray(np.sqrt(squares))
 
 
 def _quantisation(curve: Curve, intervals: Floats, noise: float) -> Floats:
     """Rounding to quanta: all the time the sensor shows one level shares one error, uniform in +- quantum / 2.
 
     - Levels are independent of each other, so the squares of (time at the level x quantum) / 12 add.
-    - A power that climbs (or falls) through a level by single quanta is as long below it as above: such a stretch
-      cancels, but for its curvature.
-    - Noise smears the rounding: what is left of the bias is exp(-2 pi^2 sigma^2 / q^2) of it (Widrow & Kollar,
-      Quantization Noise, 2008, ch. 9: the first term of its Fourier series); the noise itself is in `sampling`.
+    - A power that climbs (or falls) through a level by single quanta is as long below it as above: little is left.
+    - Noise smears the rounding: exp(-2 pi^2 sigma^2 / quantum^2) of the bias is left (Widrow & Kollar, Quantization
+      Noise, 2008: the first term of the bias's Fourier series), and the noise itself is part of `sampling`.
     """
-    s, t, h = curve.samples, curve.t_s, curve.h_s
-    q = s.channel.quantum or 0.0
-    duration_s = np.diff(intervals, axis=1)[:, 0]
+    q = curve.samples.quantum
+    duration_s = intervals[:, 1] - intervals[:, 0]
     if q <= 0:
         return np.zeros(len(intervals))
-    left = np.exp(-2 * np.pi**2 * noise / (np.mean(h) * q) ** 2)
-    whole = q / 2 * duration_s
-    if len(intervals) > 1:  # many short ones: one level each
-        return left * whole
+    left = np.exp(-2 * np.pi**2 * noise / (np.median(curve.h_s) * q) ** 2)
+    most = q / 2 * duration_s
+    if len(intervals) > 1:  # short ones: one level each
+        return np.asarray(left * most)
+    t, (start, end) = curve.t_s, intervals[0]
     code = np.round(curve.power_w / q).astype(np.int64)
     turn = np.flatnonzero(np.diff(code)) + 1
-    first, last = np.concatenate([[0], turn]), np.concatenate([turn, [len(code)]])
-    edges = np.concatenate([[t[0]], (t[turn] + t[turn - 1]) / 2, [t[-1]]])
-    stay_s = np.maximum(0.0, np.minimum(edges[1:], intervals[0, 1]) - np.maximum(edges[:-1], intervals[0, 0]))
+    first = np.concatenate([[0], turn])
+    edges = np.concatenate([t[:1], (t[turn] + t[turn - 1]) / 2, t[-1:]])
+    stay_s = np.maximum(0.0, np.minimum(edges[1:], end) - np.maximum(edges[:-1], start))
     move = np.diff(code[first])
-    climbs = np.zeros(len(first), bool)
-    climbs[1:-1] = (np.abs(move[1:]) == 1) & (move[1:] == move[:-1])
-    level = np.unique(code[first], return_inverse=True)[1]
-    cut = (edges[:-1] < intervals[0, 0]) | (edges[1:] > intervals[0, 1])
-    weight = np.where(climbs, np.where(cut, CUT, CLIMB), 1.0)
-    time_s = np.bincount(level, stay_s * weight)
-    return np.minimum(left * K * q * np.sqrt(np.sum(time_s**2, keepdims=True) / 12), whole)
+    climbs = np.pad((np.abs(move[1:]) == 1) & (move[1:] == move[:-1]), 1)[: len(first)]
+    is_cut = (edges[:-1] < start) | (edges[1:] > end)
+    stay_s *= np.where(climbs, np.where(is_cut, CUT, CLIMB), 1.0)
+    level_s = np.bincount(np.unique(code[first], return_inverse=True)[1], stay_s)
+    return np.minimum(left * K * q * np.sqrt(np.sum(level_s**2) / 12), most)
 
 
 def _gap(curve: Curve, intervals: Floats) -> Floats:
-    """Gaps (k, 2): what a straight line over as long a stretch misses elsewhere in the record, root mean square."""
-    s = curve.samples
-    if not np.any(curve.h_s > GAP_PERIODS * s.update.period_s):
-        return np.zeros(len(intervals))
-    t, p, e = curve.t_s, curve.power_w, curve.energy_j
-    per_sample = np.zeros(len(t))
-    n = len(t)
-    for k in np.flatnonzero(curve.h_s > GAP_PERIODS * s.update.period_s):
-        stride = int(min(max(2, round(curve.h_s[k] / s.update.period_s)), n // 2))
-        if stride < 2:
-            continue
+    """Gaps: what a straight line over as long a stretch misses elsewhere in the record, root mean square."""
+    t, p, e, period_s = curve.t_s, curve.power_w, curve.energy_j, curve.samples.update.period_s
+    missed = np.zeros(len(t))
+    for k in np.flatnonzero(curve.h_s > GAP_PERIODS * period_s):
+        stride = min(round(curve.h_s[k] / period_s), len(t) // 2)
         over = t[stride:] - t[:-stride]
-        missed = (p[stride:] + p[:-stride]) / 2 - (e[stride:] - e[:-stride]) / over
-        per_sample[k + 1] = np.mean(missed**2) * curve.h_s[k] ** 2
-    return K_ESTIMATED * np.sqrt(curve.between(per_sample, intervals))
+        elsewhere = (p[stride:] + p[:-stride]) / 2 - (e[stride:] - e[:-stride]) / over
+        missed[k + 1] = np.mean(elsewhere**2) * curve.h_s[k] ** 2
+    return np.asarray(K_ESTIMATED * np.sqrt(curve.between(missed, intervals)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Counters
+# Running sums: counters, and gauges that average over their whole update period
 
 
-def _counter(curve: Curve, intervals: Floats) -> dict[str, Floats]:
+def _sums(curve: Curve, intervals: Floats) -> dict[str, Floats]:
     s, t, p, h = curve.samples, curve.t_s, curve.power_w, curve.h_s
+    is_counter = s.channel.kind == "counter"
 
-    def at(k: Ints) -> Floats:
+    def power(k: Ints) -> Floats:
         return np.asarray(p[np.clip(k, 0, len(p) - 1)])
 
-    bare = np.maximum(h[1:], h[:-1]) > GAP_PERIODS * s.update.period_s
-    rough = np.pad(np.where(bare, 0.0, np.diff(p) * np.minimum(h[1:], h[:-1])), 1)
-    (noise, _, _), _, _ = _laws(curve, rough, intervals, _COUNTER)
+    def change(k: Ints) -> Floats:
+        return np.abs(power(k + 1) - power(k))
+
+    rough = np.diff(p) * np.minimum(h[1:], h[:-1])
+    rough[np.maximum(h[1:], h[:-1]) > GAP_PERIODS * s.update.period_s] = 0.0
+    laws = _Laws(curve, np.pad(rough, 1), intervals, SUM_NOISE, SUM_JUMP)
+    noise = laws.parts[0] * laws.mean_square
     k = curve.interval(intervals)
     x = np.clip((intervals - t[k]) / h[k], 0.0, 1.0)
-    spread = (1 - x) ** 2 + x**2
-    # Each bracketing refresh is known in time to +- slack (uniform).
     slack = np.append(s.slack_s, s.slack_s[-1:])
-    timing = at(k) ** 2 * (((1 - x) * slack[k]) ** 2 + (x * slack[np.minimum(k + 1, len(slack) - 1)]) ** 2) / 3
-    ripple = noise * (1 + spread)
-
-    def change(k: Ints) -> Floats:
-        return np.abs(at(k + 1) - at(k))
-
-    # A jump of the power inside the bracket: the straight line misses the kink.
+    shares = (1 - x) ** 2, x**2
+    # The energy of the load itself swings around the straight line, at the end and at the two samples it lies between.
+    ripple = noise * (1 + shares[0] + shares[1])
+    # Each of the two samples is known in time to +- slack (uniform); it moves the line by power x time.
+    timing = power(k) ** 2 * (shares[0] * slack[k] ** 2 + shares[1] * slack[np.minimum(k + 1, len(t) - 1)] ** 2) / 3
+    # A jump of the power between the two: the line before it goes on (or the one after it begins) up to the kink.
     before = np.maximum(0.0, change(k - 1) - change(k - 2)) * x
     after = np.maximum(0.0, change(k) - change(k + 1)) * (1 - x)
     jump = np.minimum(before, after) * h[k]
-    smooth = x * (1 - x) * h[k] * np.abs(at(k + 1) - at(k - 1)) / 4
-    edge = K_ESTIMATED * np.sqrt(np.sum(np.maximum(timing, ripple) + jump**2 + smooth**2, axis=1))
+    # A slope of the power: the energy is a parabola, h^2 / 2 x slope x x (1 - x) below the line.
+    smooth = x * (1 - x) * h[k] * np.abs(power(k + 1) - power(k - 1)) / 4
+    if is_counter:
+        squares = np.sum(np.maximum(timing, ripple) + jump**2 + smooth**2, axis=1)
+    else:
+        # Moving a sample by d moves energy between two means: d x their difference.
+        moved = np.pad((slack[1 : len(p)] * np.diff(p)) ** 2 / 3, 1)
+        # A refresh that was not read is bridged; a jump in it may have been anywhere.
+        unread_s = np.where(h[1:-1] > 1.5 * s.update.period_s, h[1:-1] - s.update.period_s, 0.0)
+        moved[2:-1] += ((p[2:] - p[:-2]) * unread_s) ** 2 / 12
+        # Noise is there all the time: what is rougher than most of the record is the load, which the means have seen.
+        # Second differences, free of slopes, have six times its variance; chi^2 of one degree has the median 0.4549.
+        noise = np.median(np.diff(rough) ** 2) / 0.4549 / 6
+        squares = np.sum(jump**2 + smooth**2, axis=1) + curve.between(moved, intervals)
+        squares += noise * (intervals[:, 1] - intervals[:, 0]) / s.update.period_s
+    squares *= K_ESTIMATED**2
     if not s.held:
-        # Refreshed faster than it is read, nobody knows how much: each reading is up to a read old.
-        edge = np.hypot(edge, s.read_s / 2 * np.abs(np.diff(curve.near(intervals), axis=1)[:, 0]))
-    parts = {"edge": edge, "quantisation": np.full(len(intervals), K * (s.channel.quantum or 0.0) / np.sqrt(6))}
+        # Refreshed faster than it is read, nobody knows how much: a reading is up to a read old, half on average.
+        squares += (s.read_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]) ** 2
+    parts = {"edge": np.asarray(np.sqrt(squares))}
+    if is_counter:
+        parts["quantisation"] = np.full(len(intervals), K * s.quantum / np.sqrt(6))  # one reading at each end
+    else:
+        parts["quantisation"] = s.quantum / 2 * (intervals[:, 1] - intervals[:, 0])
     if len(s.lost):
-        per_sample = np.zeros(len(t))
+        # A restart: bridged from the means before and after, between two samples off like those at an end.
         i = s.lost
-        change_j = (at(i + 1) - at(i - 1)) * h[i]
-        per_sample[i + 1] = change_j**2 / 12 + 2 * noise + at(i) ** 2 * (slack[i] ** 2 + slack[i + 1] ** 2) / 3
-        parts["gap"] = K_ESTIMATED * np.sqrt(curve.between(per_sample, intervals))
+        bridge = np.zeros(len(t))
+        jump = (power(i + 1) - power(i - 1)) * h[i]
+        bridge[i + 1] = jump**2 / 12 + 2 * noise + power(i) ** 2 * (slack[i] ** 2 + slack[i + 1] ** 2) / 3
+        parts["gap"] = np.asarray(K_ESTIMATED * np.sqrt(curve.between(bridge, intervals)))
     return parts
 
 
@@ -181,31 +204,43 @@ def _counter(curve: Curve, intervals: Floats) -> dict[str, Floats]:
 # Both
 
 
-def _laws(
-    curve: Curve, rough: Floats, intervals: Floats, matrix: Floats
-) -> tuple[tuple[float, float, float], Floats, Floats]:
-    """What roughness (n,), one per sample, is made of: mean squares per sample of noise, of jumps, of a slow curve.
+class _Laws:
+    """What roughness (n,), one value per sample, is made of, over all that the intervals span.
 
-    Least squares without negative parts, of the autocovariances over all that `intervals` span (and NEAR_PERIODS at
-    least). Also the sum of rough^2 around each interval (k,), and over how long (k,) that was.
+    Its autocovariance at LAGS lags is the sum of what each cause leaves there, in unknown shares: least squares
+    without negative shares. Smooth power leaves cosines, and costs a trapezoid nothing but at its ends.
     """
-    from scipy.optimize import nnls
 
-    near_s = NEAR_PERIODS * curve.samples.update.period_s
-    span = _widened(np.array([[np.min(intervals), np.max(intervals)]]), near_s)[0]
-    low, high = np.searchsorted(curve.t_s, span)
-    r = rough[low:high]
-    n = max(1, len(r))
-    lags = [float(np.dot(r[i:], r[: len(r) - i])) / n if len(r) > i else 0.0 for i in range(3)]
-    scale = max(lags[0], 1e-300)
-    noise, jumps, slow = nnls(matrix, np.array(lags) / scale)[0] * scale
-    wide = _widened(intervals, near_s)
-    return (noise, jumps, slow), curve.between(rough**2, wide), np.diff(wide, axis=1)[:, 0]
+    def __init__(self, curve: Curve, rough: Floats, intervals: Floats, *causes: tuple[float, ...]) -> None:
+        from scipy.optimize import nnls  # here: the command line imports this, and scipy takes its time
 
+        self._curve = curve
+        self._squares = rough**2
+        span = np.array([[np.min(intervals), np.max(intervals)]])
+        low, high = np.searchsorted(curve.t_s, self._widened(span)[0])
+        r = rough[low:high]
+        lags = np.array([np.dot(r[i:], r[: len(r) - i]) if i < len(r) else 0.0 for i in range(LAGS)])
+        matrix = np.zeros((LAGS, len(causes) + len(TURNS)))
+        for k, cause in enumerate(causes):
+            matrix[: len(cause), k] = cause
+        matrix[:, len(causes) :] = np.cos(np.outer(np.arange(LAGS), TURNS))
+        shares = nnls(matrix, lags / lags[0])[0] if len(r) and lags[0] > 0 else np.zeros(len(causes))
+        self.mean_square = float(lags[0]) / max(1, len(r))
+        self.parts = tuple(float(x) for x in shares[: len(causes)])  # variance of each cause, in mean squares
 
-def _widened(intervals: Floats, least_s: float) -> Floats:
-    more = np.maximum(0.0, least_s - (intervals[:, 1] - intervals[:, 0])) / 2
-    return np.stack([intervals[:, 0] - more, intervals[:, 1] + more], axis=1)
+    def around(self, intervals: Floats) -> Floats:
+        """Sum of the squares of the roughness over each of the intervals (k, 2), in J^2.
+
+        A short interval gets its share of what NEAR_PERIODS around it hold.
+        """
+        wide = self._widened(intervals)
+        share = (intervals[:, 1] - intervals[:, 0]) / (wide[:, 1] - wide[:, 0])
+        return self._curve.between(self._squares, wide) * share
+
+    def _widened(self, intervals: Floats) -> Floats:
+        least_s = NEAR_PERIODS * self._curve.samples.update.period_s
+        more_s = np.maximum(0.0, least_s - (intervals[:, 1] - intervals[:, 0])) / 2
+        return np.stack([intervals[:, 0] - more_s, intervals[:, 1] + more_s], axis=1)
 
 
 def _clock(curve: Curve, intervals: Floats, bound_s: float) -> Floats:
@@ -213,10 +248,9 @@ def _clock(curve: Curve, intervals: Floats, bound_s: float) -> Floats:
     if bound_s <= 0:
         return np.zeros(len(intervals))
     span = max(bound_s, curve.samples.update.period_s)
-    low, high = curve.t_s[0], curve.t_s[-1]
-    left_s, right_s = np.minimum(span, intervals - low), np.minimum(span, high - intervals)
+    before_s, after_s = np.minimum(span, intervals - curve.t_s[0]), np.minimum(span, curve.t_s[-1] - intervals)
     here = curve.at(intervals)
-    left = (here - curve.at(intervals - left_s)) / np.maximum(left_s, 1e-12)
-    right = (curve.at(intervals + right_s) - here) / np.maximum(right_s, 1e-12)
-    step = np.where((left_s > 0) & (right_s > 0), right - left, 0.0)
+    left = (here - curve.at(intervals - before_s)) / np.maximum(before_s, 1e-12)
+    right = (curve.at(intervals + after_s) - here) / np.maximum(after_s, 1e-12)
+    step = np.where((before_s > 0) & (after_s > 0), right - left, 0.0)
     return np.asarray(bound_s * np.sqrt(np.sum(step**2, axis=1)))

@@ -21,6 +21,9 @@ GAP_PERIODS = 3.0
 HELD_SHARE = 0.04
 """With a smaller share of repeated reads a sensor counts as refreshed at every read."""
 
+MEAN_SHARE = 0.75
+"""A gauge that averages over at least this share of its update period has seen (nearly) all of it."""
+
 _NONE: Ints = np.empty(0, np.int64)
 
 
@@ -46,7 +49,8 @@ class UpdatePeriod:
 class Samples:
     """What the sensor of one channel measured: values at the times they stand for.
 
-    Gauges: `value` in W. Counters: J since the first sample, wraps added, restarts bridged.
+    `value` is a level (W) for a gauge, and a running sum (J) for a counter: wraps added, restarts bridged. A gauge
+    whose readings are the means of all the time since the one before is a running sum too.
     """
 
     channel: Channel
@@ -55,7 +59,9 @@ class Samples:
     slack_s: Floats  # (n,) half-width of the interval in which the refresh fell; 0 where it was read as it was made
     lost: Ints  # indices i: the counter restarted between samples i and i + 1
     update: UpdatePeriod
+    sums: bool  # value is a running sum
     held: bool  # reads come faster than refreshes
+    quantum: float  # smallest step of a reading in the channel's unit; 0: none known or seen
     read_s: float  # median time between two reads
     first_s: float  # first and last read: energy can be had between them
     last_s: float
@@ -99,31 +105,52 @@ def _samples(trace: Trace, name: str) -> Samples:
 
 def _gauge(channel: Channel, t: Floats, v: Floats) -> Samples:
     seen = 1 + np.flatnonzero(np.diff(v))
-    if _is_held(channel, v, seen):
+    quantum = channel.quantum or _quantum(v, seen)
+    if _is_held(v, seen, quantum):
         found = _refreshes(channel, t, v, seen, _NONE)
     else:
         read_s = float(np.median(np.diff(t)))
         known = len(seen) > (1 - HELD_SHARE) * (len(t) - 1)
         update = UpdatePeriod(read_s, len(seen) + 1, len(t), known)
-        found = Samples(channel, t, v, np.zeros(len(t)), _NONE, update, False, read_s, t[0], t[-1], t, t)
-    # A reading that is the mean of the last averaging_s stands for the middle of that time.
-    return replace(found, t_s=found.t_s - (channel.averaging_s or 0.0) / 2)
+        found = Samples(channel, t, v, np.zeros(len(t)), _NONE, update, False, False, 0.0, read_s, t[0], t[-1], t, t)
+    found = replace(found, sums=False, quantum=quantum)
+    averaging_s, period_s = channel.averaging_s or 0.0, found.update.period_s
+    if averaging_s < MEAN_SHARE * period_s:
+        # A reading that is the mean of the last averaging_s stands for the middle of that time.
+        return replace(found, t_s=found.t_s - averaging_s / 2)
+    span = np.diff(found.t_s)
+    w = found.value
+    mean = np.where(span > 1.5 * period_s, (w[1:] + w[:-1]) / 2, w[1:])
+    joules = np.concatenate([[0.0], np.cumsum(mean * span)])
+    return replace(found, t_s=found.t_s - (averaging_s - period_s) / 2, value=joules, sums=True)
 
 
-def _is_held(channel: Channel, v: Floats, seen: Ints) -> bool:
+def _quantum(v: Floats, seen: Ints) -> float:
+    """The step all readings are whole numbers of, in their unit, if there is one; else 0."""
+    if len(seen) < 8:
+        return 0.0
+    step = float(np.min(np.abs(v[seen] - v[seen - 1])))
+    some = v[seen[:1000]]
+    if step < 1e-9 * np.max(np.abs(some)) or len(np.unique(some)) < 5:
+        return 0.0
+    off = np.abs(some / step - np.round(some / step))
+    return step if np.max(off) < 1e-3 else 0.0
+
+
+def _is_held(v: Floats, seen: Ints, quantum: float) -> bool:
     """Whether a gauge's reads repeat because the sensor holds its value, and not because the power stands still.
 
-    Two signs together. There are more repeats than quantisation explains: a signal that often moves by one quantum
-    often moves by none. And new values are new: a load that switches between a few levels returns to them.
+    Three signs together. New values are new: a load that switches between a few levels returns to them. Most steps
+    are larger than a quantum: a slow power repeats a level until it reaches the next. And there are more repeats than
+    by chance, since a power that often moves by one quantum often moves by none.
     """
     if len(seen) < 8:
         return False
-    change = np.abs(np.diff(v)[seen - 1])
-    quantum = channel.quantum or 0.0
-    repeats = len(v) - 1 - len(seen) - np.count_nonzero(change < 1.5 * quantum)
+    single = np.count_nonzero(np.abs(v[seen] - v[seen - 1]) < 1.5 * quantum)
+    repeats = len(v) - 1 - len(seen) - single
     w = v[seen]
     returns = np.count_nonzero(w[2:] == w[:-2]) / (len(w) - 2)
-    return bool(repeats > HELD_SHARE * len(v) and returns < 0.5)
+    return bool(repeats > HELD_SHARE * len(v) and single < len(seen) / 2 and returns < 0.5)
 
 
 def _counter(channel: Channel, t: Floats, v: Floats) -> Samples:
@@ -144,7 +171,9 @@ def _counter(channel: Channel, t: Floats, v: Floats) -> Samples:
     if len(seen) == 0:
         read_s = float(np.median(np.diff(t)))
         update = UpdatePeriod(read_s, 1, len(t), False)
-        return Samples(channel, t, joules, np.zeros(len(t)), _NONE, update, False, read_s, t[0], t[-1], t[:1], t)
+        return Samples(
+            channel, t, joules, np.zeros(len(t)), _NONE, update, True, False, 0.0, read_s, t[0], t[-1], t[:1], t
+        )
     return _bridged(_refreshes(channel, t, joules, seen, drops))
 
 
@@ -190,7 +219,8 @@ def _refreshes(channel: Channel, t: Floats, v: Floats, seen: Ints, drops: Ints) 
     at = made[k] + (np.arange(len(k)) - start[k]) * ((until - made) / times)[k]
     lost = start[1 + np.searchsorted(seen, drops + 1)] - 1
     update = UpdatePeriod(period_s, len(seen) + 1, len(t), known)
-    return Samples(channel, at, value[k], slack[k], lost, update, held, read_s, t[0], t[-1], made, t)
+    quantum = channel.quantum or 0.0
+    return Samples(channel, at, value[k], slack[k], lost, update, True, held, quantum, read_s, t[0], t[-1], made, t)
 
 
 def _period(seen_s: Floats, read_s: float) -> float:

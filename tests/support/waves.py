@@ -110,8 +110,10 @@ class Sensor:
     noise: float = 0.0  # normal, standard deviation in the unit of the reading, at each refresh
 
 
-def readings(wave: Wave, sensor: Sensor, reads_s: Floats, random: np.random.Generator) -> Floats:
-    """What `sensor` answers at the times `reads_s` (n,)."""
+def readings(
+    wave: Wave, sensor: Sensor, reads_s: Floats, random: np.random.Generator, restarts_s: Floats | tuple[()] = ()
+) -> Floats:
+    """What `sensor` answers at the times `reads_s` (n,); a counter starts again from 0 at the times `restarts_s`."""
     if sensor.refresh_s is None:
         made, which = reads_s, np.arange(len(reads_s))
     else:
@@ -121,7 +123,9 @@ def readings(wave: Wave, sensor: Sensor, reads_s: Floats, random: np.random.Gene
         made = begin + period * (np.arange(n) + sensor.refresh_jitter * random.uniform(-0.5, 0.5, n))
         which = np.searchsorted(made, reads_s, side="right") - 1
     if sensor.kind == "counter":
-        value = wave.integral(made) - wave.integral(reads_s[:1] - 100.0)
+        value = wave.integral(made) - wave.integral(made[:1])
+        for at in restarts_s:
+            value = np.where(made >= at, wave.integral(made) - wave.integral(np.array(at)), value)
     elif sensor.averaging_s:
         value = (wave.integral(made) - wave.integral(made - sensor.averaging_s)) / sensor.averaging_s
     else:
@@ -129,7 +133,10 @@ def readings(wave: Wave, sensor: Sensor, reads_s: Floats, random: np.random.Gene
     value = value + sensor.noise * random.standard_normal(len(made))
     if sensor.quantum:
         value = np.round(value / sensor.quantum) * sensor.quantum
-    return value[which]
+    value = value[which]
+    for at in restarts_s:  # between the restart and the next refresh
+        value = np.where((reads_s >= at) & (made[which] < at), 0.0, value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -214,8 +221,9 @@ def _case(waves: str, sensor: str, random: np.random.Generator) -> Case:
     if waves == "constant":
         wave = constant(high)
     elif waves == "ramp":
-        slope = swing / until  # from the first read to the last, so that the power stays positive
-        wave = ramp(low - slope * 1000.0, slope) if random.random() < 0.5 else ramp(high + slope * 1000.0, -slope)
+        slope = swing / (until + 5 * period)  # positive power from before the first read to after the last
+        since = slope * (1000.0 - 5 * period)
+        wave = ramp(low - since, slope) if random.random() < 0.5 else ramp(high + since, -slope)
     elif waves == "step":
         ends = (low, high) if random.random() < 0.5 else (high, low)
         wave = step(*ends, random.uniform(start, end))
@@ -232,13 +240,10 @@ def _case(waves: str, sensor: str, random: np.random.Generator) -> Case:
         turns = 990.0 + np.cumsum(mean * random.uniform(0.5, 1.5, int((until + 20.0) / mean) + 3))
         wave = telegraph(low, high, turns)
     if held and kind == "gauge":
-        # A real load is never still: without it a held value could not be told from a power that stands still.
-        wave = wave + sine(0.0, 0.003 * swing, log_uniform(0.05, 3.0) * period, random.uniform(0, 2 * np.pi))
-    value = readings(wave, Sensor(kind, refresh, 0.02, averaging, quantum, noise), reads, random)
-    if sensor == "counter, restarting":
-        counted = value + wave.integral(reads[:1] - 100.0)
-        for at in np.sort(random.uniform(start, end, random.integers(1, 3))):
-            value = np.where(reads >= at, np.maximum(counted - wave.integral(np.array(at)), 0.0), value)
+        # A real reading is never still: without its noise a held value is a power that stands still.
+        noise = 0.003 * swing
+    restarts = np.sort(random.uniform(start, end, random.integers(1, 3))) if sensor == "counter, restarting" else ()
+    value = readings(wave, Sensor(kind, refresh, 0.02, averaging, quantum, noise), reads, random, restarts)
     if random.random() < 0.5:
         value[~kept] = np.nan
     else:
