@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import math
 import os
 import resource
 import shutil
@@ -15,76 +14,44 @@ import sys
 import threading
 import traceback
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgewatt.devices.agent.agent import Agent, AskedToEndError, end_group, imported, leave, now_ns, packed
+from edgewatt.devices.agent.plan import Plan
 from edgewatt.devices.agent.steady import Steady, median
-
-if TYPE_CHECKING:
-    from edgewatt.devices.agent.agent import Agent
 
 FLUSH_NS = 500_000_000  # between two `items` events; the promise is one second
 MOST_ITEMS = 4096  # in one event: keeps the line short
 BEAT_S = 0.5  # how often the heart is looked after; it beats every second time
 ORPHAN_GRACE_NS = 1_000_000_000  # for the item in hand to end, once the parent is gone
 
+Work = Callable[[int], None]  # does item `index`, leaving stamps and names of its phases
+Enough = Callable[[int, int], bool]  # whether a part is over, asked after each item with (items, end_ns)
 
-class Work:
-    """One job in progress. The clock is the agent's; `_at` says where it is, for the heartbeat to tell."""
 
-    def __init__(self, agent: Agent, tools: Any, job: dict[str, Any]) -> None:
-        """`tools` is the module the agent runs from: as a script it is not the one an import would give."""
-        self._agent, self._tools, self._job = agent, tools, job
-        self._now: Callable[[], int] = tools.now_ns
-        number: Callable[..., float] = tools.number
-        self._count = int(number(job, "item_count", None, 1))
-        self._phases = self._names("item_phases", None)
-        if not self._phases:
-            raise tools.RefusedError("job: item_phases is empty; an item has at least one phase")
-        self._isolate = self._names("isolate", [])
-        for phase in self._isolate:
-            if phase not in self._phases:
-                raise tools.RefusedError(
-                    f"job: isolate names {phase}; the phases of an item are {', '.join(self._phases)}"
-                )
-        self._folder = Path(self._text("folder"))
-        self._repeats = int(number(job, "repeats", 1, 1))
-        self._idle_s, self._window_s = number(job, "idle_s", 5), number(job, "window_s", 10)
-        self._isolated_s, self._max_window_s = number(job, "isolated_s", 2), number(job, "max_window_s", 600)
-        self._min_items = int(number(job, "min_items", 1))
-        self._load_limit_s, self._item_limit_s = (
-            math.inf if job.get(key) is None else number(job, key, None) for key in ("load_limit_s", "item_limit_s")
-        )
-        self._steady = job.get("steady") or {}
-        if not isinstance(self._steady, dict):
-            raise tools.RefusedError(f"job: steady is {self._steady!r}; wanted an object")
-        self._settings = self._configured()
+class Execution:
+    """One job in progress; where it is stands in plain attributes, for the heartbeat to tell."""
+
+    def __init__(self, agent: Agent, plan: Plan, settings: dict[str, Any]) -> None:
+        self._agent, self._plan, self._settings = agent, plan, settings
         self._runner: Any = None
         self._outputs: dict[int, Any] = {}
-        self._pictures = itertools.cycle(range(self._count))
-        self._stamps: list[int] = []
+        self._pictures = itertools.cycle(range(plan.item_count))
+        self._stamps: list[int] = []  # of the item in hand: the starts of its phases
         self._marked: list[str] = []
-        self._mark = marking(self._now, self._stamps, self._marked)
-        self._phase, self._repeat, self._items, self._share = "load", 0, 0, 0.0
-        self._phase_ns = self._step_ns = self._now()
+        self._mark = marking(now_ns, self._stamps, self._marked)
+        self._begin("load", 0)
 
     def whole(self) -> None:
         """All of the job, in the protocol's order."""
-        self._at("load", 0)
-        start = self._now()
-        self._runner = self._tools.imported(self._text("runner"), "runner")(self._job.get("params") or {})
-        engine = self._runner.load()
-        end = self._now()
-        self._agent.emit("loaded", t_ns=end, engine=engine, pid=os.getpid(), settings=self._settings)
-        self._tell("load", 0, start, end, 0)
-        gc.collect()
-        gc.freeze()  # what loading left is not looked through again while items are timed
+        self._load()
         self._idle(0)
-        for repeat in range(self._repeats):
+        for repeat in range(self._plan.repeats):
             self._warm_up(repeat)
             self._window(repeat)
-            for phase in self._isolate:
+            for phase in self._plan.isolate:
                 self._alone(phase, repeat)
             self._idle(repeat)
         self._save()
@@ -93,167 +60,146 @@ class Work:
 
     # -- the parts of a job
 
+    def _load(self) -> None:
+        start = self._begin("load", 0)
+        self._runner = imported(self._plan.runner, "runner")(self._plan.params)
+        engine = self._runner.load()
+        end = now_ns()
+        self._agent.emit("loaded", t_ns=end, engine=engine, pid=os.getpid(), settings=self._settings)
+        self._end(start, end)
+        gc.collect()
+        gc.freeze()  # what loading left is not looked through again while items are timed
+
     def _idle(self, repeat: int) -> None:
-        self._at("idle", repeat)
-        start = self._now()
-        self._agent.sleep_until(start + int(self._idle_s * 1e9))
-        self._tell("idle", repeat, start, self._now(), 0)
-        self._go_on()
+        start = self._begin("idle", repeat)
+        self._agent.sleep_until(start + int(self._plan.idle_s * 1e9))
+        self._end(start, now_ns())
 
     def _warm_up(self, repeat: int) -> None:
-        number: Callable[..., float] = self._tools.number
-        wanted = self._steady
-        min_s, max_s = number(wanted, "min_s", 1), number(wanted, "max_s", 60)
-        block_ns = number(wanted, "block_s", 0.5) * 1e9
-        nodes = {str(n["name"]): n for n in wanted.get("nodes", ())}
-        rule = Steady(
-            number(wanted, "tolerance", 0.02),
-            int(number(wanted, "blocks", 5, 2)),
-            {name: float(n.get("tolerance", 1.0)) for name, n in nodes.items()},
-        )
-        if max_s == 0:
-            self._agent.emit(
-                "steady", repeat=repeat, reached=False, after_s=0.0, items=0, detail="no warm-up asked for"
-            )
-            return
+        plan = self._plan.warm_up
+        rule = Steady(plan.tolerance, plan.blocks, {n.name: n.tolerance for n in plan.nodes})
         block: list[int] = []
-        start = block_start = self._now()
+        start = block_start = self._begin("warmup", repeat)
 
         def enough(_: int, end: int) -> bool:
             nonlocal block_start
             block.append(end - self._stamps[0])
-            elapsed_s = (end - start) * 1e-9
-            self._share = min(1.0, elapsed_s / max_s)
-            if end - block_start >= block_ns:
-                rule.add(median(block) * 1e-9, {name: reading(n) for name, n in nodes.items()})
+            if end - block_start >= plan.block_s * 1e9:
+                rule.add(median(block) * 1e-9, {n.name: n.read() for n in plan.nodes})
                 block.clear()
-                block_start = self._now()
-            return elapsed_s >= max_s or (elapsed_s >= min_s and rule.reached)
+                block_start = now_ns()
+            elapsed_s = (end - start) * 1e-9
+            self._share = elapsed_s / plan.max_s
+            return elapsed_s >= plan.max_s or (elapsed_s >= plan.min_s and rule.reached)
 
-        items, start_ns, end_ns = self._loop("warmup", repeat, self._phases, self._pictures_anew(), self._item, enough)
-        after_s = (end_ns - start_ns) * 1e-9
-        self._agent.emit(
-            "steady", repeat=repeat, reached=rule.reached, after_s=after_s, items=items, detail=rule.detail
-        )
-        self._go_on()
+        items, end = 0, start
+        if plan.max_s > 0:
+            pictures = itertools.cycle(range(self._plan.item_count))
+            items, end = self._items_of(self._plan.item_phases, pictures, self._item, enough)
+        detail = rule.detail if plan.max_s > 0 else "no warm-up asked for"
+        after_s = (end - start) * 1e-9
+        self._agent.emit("steady", repeat=repeat, reached=rule.reached, after_s=after_s, items=items, detail=detail)
+        if items:
+            self._end(start, end)
 
     def _window(self, repeat: int) -> None:
-        least = max(self._min_items, 1 if repeat else self._count)  # the first window sees every picture
-        start = self._now()
+        plan = self._plan
+        least = max(plan.min_items, 1 if repeat else plan.item_count)  # the first window sees every picture
+        start = self._begin("window", repeat)
 
-        def enough(count: int, end: int) -> bool:
+        def enough(items: int, end: int) -> bool:
             elapsed_s = (end - start) * 1e-9
-            self._share = min(1.0, count / least, elapsed_s / (self._window_s or 1e-9))
-            return (elapsed_s >= self._window_s and count >= least) or elapsed_s >= self._max_window_s
+            self._share = min(items / least, elapsed_s / plan.window_s if plan.window_s else 1)
+            return (elapsed_s >= plan.window_s and items >= least) or elapsed_s >= plan.max_window_s
 
-        self._loop("window", repeat, self._phases, self._pictures, self._item, enough)
-        self._go_on()
+        _, end = self._items_of(plan.item_phases, self._pictures, self._kept_item, enough)
+        self._end(start, end)
 
     def _alone(self, phase: str, repeat: int) -> None:
-        run_phase, now = self._runner.run_phase, self._now
+        run_phase, mark, isolated_s = self._runner.run_phase, self._mark, self._plan.isolated_s
+        start = self._begin(phase, repeat)
 
         def work(index: int) -> None:
-            self._marked.append(phase)
-            self._stamps.append(now())
+            mark(phase)
             run_phase(phase, index)
-
-        start = now()
 
         def enough(_: int, end: int) -> bool:
             elapsed_s = (end - start) * 1e-9
-            self._share = min(1.0, elapsed_s / (self._isolated_s or 1e-9))
-            return elapsed_s >= self._isolated_s
+            self._share = elapsed_s / isolated_s if isolated_s else 1
+            return elapsed_s >= isolated_s
 
-        self._loop(phase, repeat, [phase], itertools.cycle(list(self._outputs)), work, enough)
-        self._go_on()
+        _, end = self._items_of([phase], itertools.cycle(list(self._outputs)), work, enough)
+        self._end(start, end)
 
     def _save(self) -> None:
         """The outputs appear in the job's folder whole or not at all."""
-        self._at("save", self._repeats - 1)
-        part = self._folder.with_name(self._folder.name + ".part")
+        self._begin("save", self._plan.repeats - 1)
+        folder = self._plan.folder
+        part = folder.with_name(folder.name + ".part")
         part.mkdir(parents=True)
         try:
             self._runner.save(self._outputs, part)
-            part.replace(self._folder)
+            part.replace(folder)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        self._agent.emit("saved", folder=str(self._folder), items=len(self._outputs))
+        self._agent.emit("saved", folder=str(folder), items=len(self._outputs))
 
     # -- items
 
     def _item(self, index: int) -> None:
+        self._runner.run(index, self._mark)
+
+    def _kept_item(self, index: int) -> None:
         output = self._runner.run(index, self._mark)
-        if self._phase == "window" and index not in self._outputs:
+        if index not in self._outputs:
             self._outputs[index] = output
 
-    def _loop(
-        self,
-        part: str,
-        repeat: int,
-        phases: list[str],
-        pictures: Iterator[int],
-        work: Callable[[int], None],
-        enough: Callable[[int, int], bool],
-    ) -> tuple[int, int, int]:
-        """Items one after the other until `enough(count, end_ns)`, or until asked to end: (items, start_ns, end_ns)."""
-        now, stamps, marked, agent = self._now, self._stamps, self._marked, self._agent
-        self._at(part, repeat)
+    def _items_of(self, phases: list[str], pictures: Iterable[int], work: Work, enough: Enough) -> tuple[int, int]:
+        """Items one after the other until it is enough, or until asked to end: how many, and the end of the last."""
+        stamps, marked, agent = self._stamps, self._marked, self._agent
         seen, marks = array("q"), array("q")
-        count = 0
-        start = end = flushed = now()
+        flushed = now_ns()
         try:
-            while True:
+            for index in pictures:
                 stamps.clear()
                 marked.clear()
-                index = next(pictures)
                 work(index)
-                end = now()
+                end = now_ns()
                 if marked != phases:
                     raise ValueError(f"the runner marked {', '.join(marked) or 'no phase'}; wanted {', '.join(phases)}")
                 stamps.append(end)
                 marks.extend(stamps)
                 seen.append(index)
-                count += 1
-                self._items, self._step_ns = count, end
-                if agent.stopping or enough(count, end):
+                self._items += 1
+                self._step_ns = end
+                if agent.stopping or enough(self._items, end):
                     break
                 if end - flushed >= FLUSH_NS or len(seen) >= MOST_ITEMS:
-                    self._flush(part, repeat, phases, count, seen, marks)
+                    self._tell_items(phases, seen, marks)
                     seen, marks, flushed = array("q"), array("q"), end
         finally:
-            self._flush(part, repeat, phases, count, seen, marks)
-        self._tell(part, repeat, start, end, count)
-        return count, start, end
+            self._tell_items(phases, seen, marks)
+        return self._items, end
 
-    def _flush(
-        self, part: str, repeat: int, phases: list[str], count: int, seen: array[int], marks: array[int]
-    ) -> None:
+    def _tell_items(self, phases: list[str], seen: array[int], marks: array[int]) -> None:
         if seen:
-            packed, n = self._tools.packed, len(seen)
-            self._agent.emit(
-                "items",
-                part=part,
-                repeat=repeat,
-                phases=phases,
-                first=count - n,
-                n=n,
-                picture=packed(seen),
-                marks_ns=packed(marks),
-            )
+            n, where = len(seen), {"part": self._phase, "repeat": self._repeat, "phases": phases}
+            self._agent.emit("items", **where, first=self._items - n, n=n, picture=packed(seen), marks_ns=packed(marks))
 
-    # -- what is told meanwhile
+    # -- where it is
 
-    def _at(self, phase: str, repeat: int) -> None:
+    def _begin(self, phase: str, repeat: int) -> int:
         self._phase, self._repeat, self._items, self._share = phase, repeat, 0, 0.0
-        self._phase_ns = self._step_ns = self._now()
+        self._start_ns = self._step_ns = now_ns()
+        return self._start_ns
 
-    def _tell(self, phase: str, repeat: int, start_ns: int, end_ns: int, items: int) -> None:
-        self._agent.emit("phase", phase=phase, start_ns=start_ns, end_ns=end_ns, items=items, repeat=repeat)
-
-    def _go_on(self) -> None:
+    def _end(self, start_ns: int, end_ns: int) -> None:
+        """The part is told; AskedToEndError if the agent was asked to end meanwhile."""
+        where = {"phase": self._phase, "repeat": self._repeat, "items": self._items}
+        self._agent.emit("phase", **where, start_ns=start_ns, end_ns=end_ns)
         if self._agent.look():
-            raise self._tools.AskedToEndError
+            raise AskedToEndError
 
     def watch(self) -> None:
         """The heartbeat, from a thread of its own: says where the work is, and ends it where it cannot end itself."""
@@ -261,65 +207,34 @@ class Work:
         orphaned_ns = 0
         for beat in itertools.count():
             asleep.wait(BEAT_S)
-            now = self._now()
-            step_s = (now - self._step_ns) * 1e-9
-            where = {"phase": self._phase, "repeat": self._repeat, "items": self._items}
+            now = now_ns()
             if beat % 2:
-                share = (
-                    min(1.0, (now - self._phase_ns) * 1e-9 / (self._idle_s or 1))
-                    if self._phase == "idle"
-                    else self._share
-                )
-                agent.emit("alive", t_ns=now, **where, share=round(share, 4), step_s=round(step_s, 3))
+                self._tell_alive(now)
             if agent.look() == "orphaned":
                 orphaned_ns = orphaned_ns or now
                 if now - orphaned_ns >= ORPHAN_GRACE_NS:
                     agent.emit("end", t_ns=now, reason="orphaned")
-                    self._tools.end_group()
-                    self._tools.leave(0)
-            limit_s = self._load_limit_s if self._phase in ("load", "save") else self._item_limit_s
-            if step_s > limit_s and self._phase != "idle":
-                doing = self._phase if self._phase in ("load", "save") else f"{self._phase}: item {self._items}"
-                agent.emit(
-                    "error",
-                    t_ns=now,
-                    kind="hung",
-                    message=f"{doing} has been at work for {step_s:.1f} s; the limit is {limit_s:g} s",
-                    detail="".join(traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])),
-                )
-                self._tools.leave(1)
+                    end_group()
+                    leave(0)
+            self._end_if_hung(now)
 
-    # -- the job's words
+    def _tell_alive(self, now: int) -> None:
+        idle_s = self._plan.idle_s
+        share = (now - self._start_ns) * 1e-9 / idle_s if self._phase == "idle" and idle_s else self._share
+        where = {"phase": self._phase, "repeat": self._repeat, "items": self._items, "share": round(min(share, 1), 4)}
+        self._agent.emit("alive", t_ns=now, **where, step_s=round((now - self._step_ns) * 1e-9, 3))
 
-    def _pictures_anew(self) -> Iterator[int]:
-        return itertools.cycle(range(self._count))
-
-    def _text(self, key: str) -> str:
-        value = self._job.get(key)
-        if not isinstance(value, str) or not value:
-            raise self._tools.RefusedError(f"job: {key} is {value!r}; wanted a text")
-        return value
-
-    def _names(self, key: str, default: Any) -> list[str]:
-        value = self._job.get(key, default)
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise self._tools.RefusedError(f"job: {key} is {value!r}; wanted a list of names")
-        return value
-
-    def _configured(self) -> dict[str, Any]:
-        """Memory limit, niceness and affinity as they are after setting them; OSError where one is not allowed."""
-        limit, niceness, affinity = (self._job.get(k) for k in ("memory_limit_bytes", "niceness", "affinity"))
-        if affinity:
-            os.sched_setaffinity(0, affinity)
-        if niceness:
-            os.nice(niceness - os.nice(0))
-        if limit:
-            resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
-        return {
-            "memory_limit_bytes": limit,
-            "niceness": os.nice(0),
-            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        }
+    def _end_if_hung(self, now: int) -> None:
+        is_item = self._phase not in ("load", "save", "idle")
+        limit_s = self._plan.item_limit_s if is_item else self._plan.load_limit_s
+        step_s = (now - self._step_ns) * 1e-9
+        if self._phase == "idle" or step_s <= limit_s:
+            return
+        doing = f"{self._phase}: item {self._items}" if is_item else self._phase
+        stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])
+        message = f"{doing} has been at work for {step_s:.1f} s; the limit is {limit_s:g} s"
+        self._agent.emit("error", t_ns=now, kind="hung", message=message, detail="".join(stack))
+        leave(1)
 
 
 def marking(now: Callable[[], int], stamps: list[int], marked: list[str]) -> Callable[[str], None]:
@@ -333,15 +248,24 @@ def marking(now: Callable[[], int], stamps: list[int], marked: list[str]) -> Cal
     return mark
 
 
-def reading(node: dict[str, Any]) -> float | None:
-    """What a node of the steady rule holds, in its unit; None where it cannot be read."""
-    try:
-        return float(Path(node["path"]).read_text()) * float(node.get("scale", 1.0))
-    except (OSError, ValueError):
-        return None
+def configured(job: dict[str, Any]) -> dict[str, Any]:
+    """Memory limit, niceness and affinity as they are after setting them; OSError where one is not allowed."""
+    limit, niceness, affinity = (job.get(k) for k in ("memory_limit_bytes", "niceness", "affinity"))
+    if affinity:
+        os.sched_setaffinity(0, affinity)
+    if niceness:
+        os.nice(niceness - os.nice(0))
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "memory_limit_bytes": limit,
+        "niceness": os.nice(0),
+        "affinity": sorted(os.sched_getaffinity(0)) if has_affinity else None,
+    }
 
 
-def peak_memory_bytes() -> int | None:
+def peak_memory_bytes() -> int:
     """The most physical memory this program has held at once.
 
     Not `ru_maxrss` where it can be helped: across fork and exec it keeps the size of the process that started us.
@@ -352,12 +276,11 @@ def peak_memory_bytes() -> int | None:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def run(agent: Agent, tools: Any, job: dict[str, Any]) -> None:
-    """Does the job; `tools` is the agent's own module."""
-    work = Work(agent, tools, job)
-    threading.Thread(target=work.watch, daemon=True).start()
-    work.whole()
+def run(agent: Agent, job: dict[str, Any]) -> None:
+    """Does the job."""
+    execution = Execution(agent, Plan.of(job), configured(job))
+    threading.Thread(target=execution.watch, daemon=True).start()
+    execution.whole()

@@ -263,6 +263,28 @@ def run_job(runner: Plain, **more: object) -> dict[str, object]:
     }
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"item_phases": []}, "item_phases is empty"),
+        ({"item_phases": "first"}, "item_phases is 'first'"),
+        ({"isolate": ["third"]}, "isolate names third"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"item_count": None}, "item_count is None"),
+        ({"folder": ""}, "folder is ''"),
+        ({"runner": "no_such_module:Runner"}, "no_such_module"),
+        ({"runner": "json"}, "wanted module:name"),
+        ({"params": [1]}, "params is [1]"),
+        ({"idle_s": -1}, "idle_s is -1"),
+        ({"steady": {"nodes": [{"name": "t"}]}}, "path is None"),
+    ],
+)
+def test_run_that_makes_no_sense_is_refused(runner: Plain, wrong: dict[str, object], told: str) -> None:
+    said = runner.events("run", run_job(runner) | wrong)
+    assert [e["event"] for e in said] == ["hello", "error"] and runner.status == 2
+    assert said[1]["kind"] == "refused" and told in said[1]["message"]
+
+
 def test_parts_of_a_run_come_in_order_and_do_not_overlap(runner: Plain) -> None:
     said = runner.events("run", run_job(runner))
     phases = [e for e in said if e["event"] == "phase"]
