@@ -148,14 +148,24 @@ def run(
 @cli.command(name="list")
 @click.option("--workload", help="Only runs of this workload.")
 @click.option("--device", help="Only runs on this device.")
+@click.option("--since", metavar="DATE", help="Only runs made at or after this ISO 8601 date.")
+@click.option("--valid", is_flag=True, help="Only runs that ended well and of which no flag voids anything.")
 @click.option("--limit", type=click.IntRange(1), help="Only the newest ones.")
 @_store
 @_json
-def list_runs(workload: str | None, device: str | None, limit: int | None, address: str, as_json: bool) -> None:
+def list_runs(
+    workload: str | None,
+    device: str | None,
+    since: str | None,
+    valid: bool,
+    limit: int | None,
+    address: str,
+    as_json: bool,
+) -> None:
     """The runs in the store, newest last."""
     from edgewatt.reports import listing
 
-    rows = _open(address).list(workload=workload, device=device, limit=limit)
+    rows = _open(address).list(workload=workload, device=device, since=since, valid=valid, limit=limit)
     if as_json:
         import dataclasses
 
