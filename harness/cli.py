@@ -278,11 +278,13 @@ def convert_femtodet(checkpoint: Path | None, variant: str, graphs: bool, output
     from edgewatt.harness.api import UsageError
     from edgewatt.workloads.femtodet import checkpoint as checkpoints
     from edgewatt.workloads.femtodet import fold, graph
+    from edgewatt.workloads.femtodet.variants import VARIANTS
 
+    chosen = VARIANTS[variant]
     if graphs:
-        written = graph.export_structures(output)
+        written = graph.export(output)
     elif checkpoint is not None:
-        written = [graph.write(output, fold.folded(checkpoints.load(checkpoint, variant)), variant)]
+        written = [graph.write(output, fold.folded(checkpoints.load(checkpoint, chosen), chosen), chosen)]
     else:
         raise UsageError("convert femtodet: name a --checkpoint, or ask for --graphs")
     for path in written:

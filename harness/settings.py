@@ -41,7 +41,8 @@ def resolved(name: str, settings: Mapping[str, Any]) -> tuple[Workload, Protocol
 def rebuilt(run: Run) -> Workload:
     """The workload a stored run was made with, out of its spec."""
     kind = plugins.load("workloads", run.workload)
-    return build(kind, {f.name: run.spec[f.name] for f in dataclasses.fields(kind) if f.name in run.spec})
+    workload: Workload = build(kind, {f.name: run.spec[f.name] for f in dataclasses.fields(kind) if f.name in run.spec})
+    return workload
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
