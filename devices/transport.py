@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import selectors
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ AGENT = Path(__file__).parent / "agent" / "agent.py"
 LONGEST_LINE = 4 << 20  # bytes; no agent of ours writes a tenth of it
 LONGEST_STDERR = 64 << 10  # bytes kept of its end
 PIPE_BYTES = 1 << 20  # a second of a fast sampler's frames fits, should this process be held up
-LOOK_S = 0.5  # how often a silent agent is looked after
+LOOK_S = 0.5  # how often a silent agent is looked after, where its end does not wake us
+DRAIN_S = 2.0  # how long a dead agent's pipes are emptied, should a child of its go on writing
 
 
 class Subprocess:
@@ -117,7 +119,6 @@ class LocalAgent(AgentProcess):
         self._stderr = bytearray()
         self._exit: Exit | None = None
         self._stopping = threading.Lock()
-        self._last_look = threading.Event()
         self._reader = threading.Thread(target=self._read, name=f"agent {self.pid}", daemon=True)
         self._reader.start()
 
@@ -153,7 +154,6 @@ class LocalAgent(AgentProcess):
         # Before its status is taken: until then the number of its process group cannot become another's.
         self._signal(os.killpg, signal.SIGKILL)
         status = self._process.wait()
-        self._last_look.set()
         self._reader.join()
         name = signal.Signals(-status).name if status < 0 else None
         return Exit(
@@ -180,25 +180,36 @@ class LocalAgent(AgentProcess):
     def _read(self) -> None:
         out, err = self._process.stdout, self._process.stderr
         assert out and err
-        with selectors.DefaultSelector() as selector, out, err:
-            for stream in (out, err):
-                os.set_blocking(stream.fileno(), False)
-                selector.register(stream, selectors.EVENT_READ)
-            while selector.get_map():
-                ready = selector.select(LOOK_S)
-                for key, _ in ready:
-                    data = os.read(key.fd, 1 << 18)
+        with selectors.DefaultSelector() as selector, out, err, ExitStack() as stack:
+            pipes = {out.fileno(), err.fileno()}
+            for fd in pipes:
+                os.set_blocking(fd, False)
+                selector.register(fd, selectors.EVENT_READ)
+            timeout_s: float | None = LOOK_S
+            with suppress(AttributeError, OSError):  # Linux 5.3: its end wakes us, and nothing else has to
+                pidfd = os.pidfd_open(self.pid)
+                stack.callback(os.close, pidfd)
+                selector.register(pidfd, selectors.EVENT_READ)
+                timeout_s = None
+            deadline = math.inf
+            while pipes and time.monotonic() < deadline:
+                ready = pipes.intersection(key.fd for key, _ in selector.select(timeout_s))
+                for fd in ready:
+                    data = os.read(fd, 1 << 18)
                     if not data:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is out:
+                        selector.unregister(fd)
+                        pipes.remove(fd)
+                    elif fd == out.fileno():
                         for event in self._lines.events(data):
                             self._events.put(event)
                     else:
                         self._stderr += data
                         del self._stderr[:-LONGEST_STDERR]
-                # A child of its may outlive it and keep the pipes open: what is in them now is all it said.
-                if not ready and (self._last_look.is_set() or self._has_ended()):
+                # A child of its may outlive it and keep the pipes open: what is in them by now is all it said.
+                if timeout_s == 0 and not ready:
                     break
+                if timeout_s != 0 and self._has_ended():
+                    timeout_s, deadline = 0, time.monotonic() + DRAIN_S
         self._events.put(None)
 
 

@@ -248,6 +248,36 @@ def test_forked_child_that_keeps_the_pipes_open_does_not_hold_us_up() -> None:
     assert time.monotonic() - start < 3
 
 
+def test_child_that_goes_on_writing_does_not_hold_us_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "DRAIN_S", 0.2)
+    agent = program(
+        """
+        import os
+        if os.fork() == 0:
+            while True:
+                os.write(2, b"and another thing\\n")
+        os._exit(7)
+        """
+    )
+    start = time.monotonic()
+    assert list(agent.events(5)) == []
+    assert agent.stop().status == 7
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("missing", ["pidfd_open", "waitid"])
+def test_ends_are_seen_on_systems_that_have_less(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.delattr(os, missing)
+    agent = program("""
+        import os, time
+        if os.fork() == 0:
+            time.sleep(60)
+        os._exit(7)
+    """)
+    assert list(agent.events(5)) == []
+    assert agent.stop().status == 7
+
+
 def test_close_ends_all_and_leaves_no_folder() -> None:
     with Subprocess() as here:
         folder = Path(here.scratch())
