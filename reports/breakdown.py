@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgewatt.harness.api import Measurement, Run
 from edgewatt.reports import colours, conclusions, metrics
 from edgewatt.reports.conclusions import Result
-from edgewatt.reports.numbers import format_quantity
+from edgewatt.reports.numbers import format_half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +130,7 @@ def budget(r: Result) -> Bar | None:
     parts = []
     for cause, w in ordered:
         words, colour = _CAUSES.get(cause, (cause.replace("_", " "), colours.BLACK))
-        parts.append(Part(words, w * w / total, f"± {format_quantity(w, None, m.unit)}", colour))
+        parts.append(Part(words, w * w / total, format_half_width(w, m.unit), colour))
     return Bar(f"{r.label}, {_of(m)}", str(r.quantity), tuple(parts), void=r.void_reason)
 
 

@@ -85,6 +85,12 @@ def format_quantity(value: float, uncertainty: float | None, unit: str) -> str:
     return str(quantity(value, uncertainty, unit))
 
 
+def format_half_width(uncertainty: float, unit: str) -> str:
+    """The half-width of an interval alone, with two digits: "± 0.56 mJ"."""
+    q = quantity(0.0, uncertainty, unit)
+    return f"± {q.uncertainty} {q.unit}".rstrip()
+
+
 def axis(largest: float, unit: str) -> tuple[float, str]:
     """What to multiply values by, and the unit they then have, so that an axis up to `largest` reads well."""
     power = _prefix(abs(largest), unit, 2) if math.isfinite(largest) else 0
