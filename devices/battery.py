@@ -33,7 +33,7 @@ class Battery(AgentMeter):
         name = folder.name
         channels = (
             Channel(f"{name} power", "power", "W", "gauge", f"all that battery {name} feeds", "battery"),
-            Channel(f"{name} charging", "charging", "1", "gauge", "1 while something else feeds the device"),
+            Channel(f"{name} charging", "charging", "1", "gauge", f"{name}: 1 while something else feeds the device"),
             Channel(f"{name} voltage", "voltage", "V", "gauge", f"battery {name}"),
         )
         job = {

@@ -99,7 +99,7 @@ def _readings(root: str) -> list[tuple[Channel, Reading]]:
     psutil.cpu_percent()  # the first call has nothing to compare with and always says 0; later ones look back to it
     found: list[tuple[Channel, Reading]] = [
         (Channel("utilisation", "utilisation", "1", "gauge", "all processors, mean"), _utilisation),
-        (Channel("memory", "memory", "B", "gauge", "memory in use"), lambda: float(psutil.virtual_memory().used)),
+        (Channel("memory", "memory", "B", "gauge", "the machine, in use"), lambda: float(psutil.virtual_memory().used)),
     ]
     found += _clocks(folder)
     for t in thermometers(folder):
@@ -107,7 +107,9 @@ def _readings(root: str) -> list[tuple[Channel, Reading]]:
     for what in ("core", "package"):
         counters = throttle_files(folder, what)
         if counters:
-            channel = Channel(f"{what}_throttle_count", "throttled", "1", "counter", f"thermal slowdowns, all {what}s")
+            channel = Channel(
+                f"{what}_throttle_count", "throttled", "1", "counter", f"all {what}s, slowdowns from heat since boot"
+            )
             found.append((channel, functools.partial(_sum, counters)))
     return found
 
@@ -122,7 +124,7 @@ def _clocks(root: Path) -> list[tuple[Channel, Reading]]:
         return [(channel, functools.partial(_fastest_hz, list(files.values())))]
     if files:
         return [
-            (Channel(cpu, "frequency", "Hz", "gauge", f"core of {cpu}"), functools.partial(_fastest_hz, [path]))
+            (Channel(cpu, "frequency", "Hz", "gauge", f"the core of {cpu}"), functools.partial(_fastest_hz, [path]))
             for cpu, path in files.items()
         ]
     if root == Path("/sys") and host_facts.virtual(root, Path("/proc")) is False and psutil.cpu_freq() is not None:
