@@ -60,10 +60,10 @@ def _network(model: Path) -> FemtoDet:
     variant = VARIANTS.get(model.name.split(".")[0])
     if variant is None:
         raise UsageError(f"{model}: the torch engine runs {', '.join(VARIANTS)} alone; use engine=onnxruntime")
+    net = FemtoDet(variant, "inference")
+    arrays = graph.read_weights(model)
     try:
-        arrays = graph.read_weights(model)
-        net = FemtoDet(variant, "inference")
         net.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
         raise HarnessError(f"{model.with_name(graph.WEIGHTS)}: {' '.join(str(error).split())[:300]}") from error
     return net.eval()

@@ -1,4 +1,4 @@
-"""The shipped ONNX structures, made from the torch module. Needs the extra `torch`; nothing imports this at run time."""
+"""The shipped ONNX structures, made from the torch module. Needs the extra `torch`; not used at run time."""
 
 from __future__ import annotations
 

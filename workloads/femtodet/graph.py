@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgewatt.harness.api import UsageError
+from edgewatt.harness.api import HarnessError, UsageError
 from edgewatt.workloads.femtodet.layout import state_layout
 from edgewatt.workloads.femtodet.variants import VARIANTS, Variant
 
@@ -68,10 +68,17 @@ def write(folder: Path, folded: Mapping[str, npt.NDArray[np.float32]], variant: 
 
 
 def read_weights(model: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """The weights that stand beside a written .onnx file."""
+    """The weights that stand beside a written .onnx file; HarnessError when they are gone or damaged."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return load_file(model.with_name(WEIGHTS))
+    path = model.with_name(WEIGHTS)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise HarnessError(
+            f"{path}: the weights cannot be read ({' '.join(str(error).split())}); prepare it again"
+        ) from error
 
 
 def weights_file(folded: Mapping[str, npt.NDArray[np.float32]], variant: Variant) -> bytes:

@@ -26,7 +26,7 @@ _OBJECT_PRIOR = 0.01  # the probability the cls and obj biases start from
 
 
 class FemtoDet(nn.Module):
-    """The detector: pictures (n, 3, s, s) in, raw maps cls (n, c, s/16, s/16), reg (n, 4, ..) and obj (n, 1, ..) out."""
+    """The detector: pictures (n, 3, s, s) in; raw maps cls (n, c, s/16, s/16), reg (n, 4, ...), obj (n, 1, ...) out."""
 
     def __init__(self, variant: Variant, form: Form = "training", seed: int = 0) -> None:
         """Weights are drawn from `seed` as the official code does, without its ImageNet backbone."""
@@ -208,7 +208,7 @@ def _batchnorm(shape: Conv) -> nn.BatchNorm2d:
 
 
 def _initialise(net: FemtoDet, draw: torch.Generator) -> None:
-    """Backbone: Kaiming normal, fan out. Neck: Xavier uniform. Head: Kaiming uniform (a = sqrt 5), biases by the prior."""
+    """As the official code: Kaiming normal in the backbone, Xavier in the neck, Kaiming uniform in the head."""
     for name, module in net.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
