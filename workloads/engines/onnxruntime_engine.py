@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime as ort
 
 from edgewatt.harness.api import HarnessError, UsageError
 from edgewatt.workloads.engines.engine import Array, Engine, threads_used
