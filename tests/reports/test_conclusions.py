@@ -1,9 +1,8 @@
 import dataclasses
 
-from support.hand_runs import MEASURED, bare_run, hand_run, trace_of
-
 from edgewatt.harness.api import Channel, Flag, Measurement, RunError
 from edgewatt.reports import conclusions
+from support.hand_runs import MEASURED, bare_run, hand_run, trace_of
 
 RAIL = Channel("VDD", "power", "W", "gauge", "the board", "board")
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from support.hand_runs import bare_run, items_of
 
 from edgewatt.harness.api import Items, Phase
 from edgewatt.reports import latency
+from support.hand_runs import bare_run, items_of
 
 
 def run_of(latencies_s):

@@ -1,10 +1,10 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.hand_runs import bare_run, hand_run
 
 from edgewatt.harness.api import Flag, Measurement, RunError
 from edgewatt.reports import scatter
+from support.hand_runs import bare_run, hand_run
 
 
 def measured(latency_s, energy_j, ap=None, boundary="board", meter="ina"):
@@ -27,7 +27,9 @@ def test_front_holds_what_no_other_beats():
 
 
 def test_two_runs_at_the_same_place_are_both_on_the_front():
-    np.testing.assert_array_equal(scatter.front(np.array([1.0, 1.0, 1.0]), np.array([2.0, 2.0, 3.0])), [True, True, False])
+    np.testing.assert_array_equal(
+        scatter.front(np.array([1.0, 1.0, 1.0]), np.array([2.0, 2.0, 3.0])), [True, True, False]
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=30))
@@ -66,7 +68,9 @@ def test_simulated_points_are_told_apart():
 
 
 def test_runs_are_named_by_what_differs():
-    runs = [bare_run(spec={"size": s, "engine": e, "seed": k}) for k, (s, e) in enumerate([(320, "torch"), (416, "ncnn")])]
+    runs = [
+        bare_run(spec={"size": s, "engine": e, "seed": k}) for k, (s, e) in enumerate([(320, "torch"), (416, "ncnn")])
+    ]
     assert scatter.labels(runs) == ["size 320 · torch", "size 416 · ncnn"]
     elsewhere = bare_run(spec=runs[0].spec, device_name="pixel")
     assert scatter.labels([runs[0], elsewhere]) == ["board", "pixel"]

@@ -1,10 +1,9 @@
 import dataclasses
 
-from support.hand_runs import bare_run, hand_run
-
 from edgewatt.harness.api import Flag, RunError
 from edgewatt.reports import text
 from edgewatt.results.store import Row
+from support.hand_runs import bare_run, hand_run
 
 
 def line_of(summary, start):
@@ -36,8 +35,7 @@ def test_flags_are_told_in_words_with_their_evidence():
 
 
 def test_run_without_power_says_so_and_shows_no_joule():
-    run = hand_run(with_power=False, measured=[m for m in hand_run().measurements if m.unit not in ("J", "W")])
-    found = text.summary(run)
+    found = text.summary(hand_run(with_power=False))
     assert "no joules: host has no power sensor that could be read" in found
     assert "mJ" not in found
     assert " J" not in found

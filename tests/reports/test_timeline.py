@@ -2,10 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from support.hand_runs import bare_run, trace_of
 
 from edgewatt.harness.api import Channel, ClockOffset, Measurement, Phase
 from edgewatt.reports.timeline import timeline
+from support.hand_runs import bare_run, trace_of
 
 COUNTER = Channel("package-0", "energy", "J", "counter", "CPU package", "package", wraps_at=1000.0)
 RAIL = Channel("VDD", "power", "W", "gauge", "the board", "board")

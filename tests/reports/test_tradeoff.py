@@ -3,12 +3,12 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from support.example_run import example_run
-from support.hand_runs import MEASURED, bare_run, hand_run
-from support.pages import page, pdf_text
 
 from edgewatt.harness.api import Flag, RunError, UsageError
 from edgewatt.reports import tradeoff
+from support.example_run import example_run
+from support.hand_runs import MEASURED, bare_run, hand_run
+from support.pages import page, pdf_text
 
 JOULES = re.compile(r"\d\s*[pnµmkM]?J\b")
 EVIL = "pi<script>alert(1)</script>&\"'<img src=http://evil.example/x>"
@@ -22,10 +22,6 @@ def written(runs, folder, form=".html", **options):
 
 def shown(runs, folder, **options):
     return page(written(runs, folder, **options))
-
-
-def no_joule_metrics(run):
-    return [m for m in run.measurements if m.unit not in ("J", "W")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,8 +73,7 @@ def test_every_flag_is_told_with_its_meaning_and_evidence(tmp_path):
 
 
 def test_run_without_power_says_so_in_words_and_shows_no_joule(tmp_path):
-    run = hand_run(with_power=False)
-    text = shown(dataclasses.replace(run, measurements=tuple(no_joule_metrics(run))), tmp_path).text
+    text = shown(hand_run(with_power=False), tmp_path).text
     assert "Energy per inference, gross no joules: host has no power sensor that could be read" in text
     assert not JOULES.search(text)
 
@@ -177,7 +172,7 @@ def several():
         run,
         faster(run, 2.0, id="20260314T112653-00000002", spec=dict(run.spec) | {"size": 640}),
         dataclasses.replace(
-            hand_run(with_power=False, measured=no_joule_metrics(run)),
+            hand_run(with_power=False),
             id="20260314T112653-00000003",
             spec=dict(run.spec) | {"size": 320},
         ),
@@ -274,8 +269,7 @@ def test_svg_holds_the_numbers_as_text(tmp_path):
 
 
 def test_paper_figure_without_power_says_so_and_shows_no_joule(tmp_path):
-    run = hand_run(with_power=False, measured=no_joule_metrics(hand_run()))
-    text = pdf_text(written(run, tmp_path, ".pdf"))
+    text = pdf_text(written(hand_run(with_power=False), tmp_path, ".pdf"))
     assert "no joules: host has no power sensor that could be read" in text
     assert not JOULES.search(text)
 
@@ -287,7 +281,9 @@ def test_many_runs_on_paper_name_what_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("form", [".pdf", ".svg"])
-@pytest.mark.parametrize("run", [bare_run(), bare_run(device_name="a $x_1$ b"), nasty_run()], ids=["bare", "dollar", "nasty"])
+@pytest.mark.parametrize(
+    "run", [bare_run(), bare_run(device_name="a $x_1$ b"), nasty_run()], ids=["bare", "dollar", "nasty"]
+)
 def test_any_run_can_be_put_on_paper(tmp_path, form, run):
     assert written(run, tmp_path, form).stat().st_size > 2000
     assert written([run, hand_run()], tmp_path, form).stat().st_size > 2000
@@ -323,7 +319,9 @@ def test_missing_folder_is_one_clear_line(tmp_path):
 def test_old_report_stays_whole_when_the_new_one_fails(tmp_path, monkeypatch):
     path = written(hand_run(), tmp_path)
     before = path.read_bytes()
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(UsageError, match="No space left on device"):
         tradeoff.write([hand_run()], path)
     assert path.read_bytes() == before

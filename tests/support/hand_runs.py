@@ -36,9 +36,15 @@ def _example(with_power: bool) -> Run:
 
 
 def hand_run(
-    *, measured: Sequence[Measurement] = MEASURED, flags: Sequence[Flag] = (), with_power: bool = True, **changes: object
+    *,
+    measured: Sequence[Measurement] = MEASURED,
+    flags: Sequence[Flag] = (),
+    with_power: bool = True,
+    **changes: object,
 ) -> Run:
-    """The example run with other conclusions, and whatever else is to be changed."""
+    """The example run with other conclusions, and whatever else is to be changed; without power it has no joules."""
+    if not with_power:
+        measured = [m for m in measured if m.unit not in ("J", "W")]
     run = dataclasses.replace(_example(with_power), measurements=tuple(measured), flags=tuple(flags), warnings=())
     return dataclasses.replace(run, **changes)  # type: ignore[arg-type]
 
@@ -58,6 +64,8 @@ def items_of(latencies_s: Sequence[float], start_s: float = 10.0) -> tuple[Items
     return items, Phase("window", start_s, float(ends[-1]), len(ends))
 
 
-def trace_of(channel: Channel, t_s: Sequence[float], values: Sequence[float], meter: str = "m", **facts: object) -> Trace:
+def trace_of(
+    channel: Channel, t_s: Sequence[float], values: Sequence[float], meter: str = "m", **facts: object
+) -> Trace:
     """The samples of one channel."""
     return Trace(meter, "boottime", (channel,), np.asarray(t_s, float), np.asarray(values, float)[:, None], facts)
