@@ -22,7 +22,7 @@ from edgewatt.harness.analysis_meter import (
 from edgewatt.harness.analysis_slices import slices
 from edgewatt.harness.analysis_steady import idle_steps, idles_around, power_drift
 from edgewatt.harness.analysis_view import IDLE, SEED, WARMUP, WHOLE_RUN, WINDOW, Findings, View
-from edgewatt.harness.api import Floats, Phase, Trace
+from edgewatt.harness.api import Floats, Ints, Phase, Trace
 from edgewatt.harness.channels import roots
 from edgewatt.harness.energy import Energy, net, sum_of
 
@@ -157,9 +157,7 @@ def _gross(source: Source, name: str, phases: Sequence[Phase], each: list[Energy
     _put("power_w", total, float(seconds.sum()), "W", source, name, len(each), method, spread, found)
 
 
-def _by_item(
-    source: Source, name: str, each: list[Energy], counts: Sequence[int], found: Findings
-) -> tuple[float, float]:
+def _by_item(source: Source, name: str, each: list[Energy], counts: Ints, found: Findings) -> tuple[float, float]:
     """Energy per item, and its half-width but for the gain error, which is the same in all that the sensor sees."""
     total = _Figure.of(source, each)
     n = np.asarray(counts, np.float64)
@@ -193,7 +191,7 @@ def _put(
 
 
 def _net(
-    source: Source, name: str, phases: Sequence[Phase], each: list[Energy], counts: Sequence[int] | None,
+    source: Source, name: str, phases: Sequence[Phase], each: list[Energy], counts: Ints | None,
     idles: list[tuple[Phase, Energy]], found: Findings,
 ) -> None:  # fmt: skip
     """Energy above idle: each phase's, less the mean power of the idles around it times its duration."""

@@ -130,7 +130,7 @@ def _readings(trace: Trace, channel: str, phases: tuple[Phase, ...]) -> Floats:
     column = trace.column(channel)
     each = [column[slice(*np.searchsorted(trace.t_s, [p.start_s, p.end_s]))] for p in phases]
     every = np.concatenate([np.empty(0), *each])
-    return every[np.isfinite(every)]
+    return np.asarray(every[np.isfinite(every)])
 
 
 def window_doubts(view: View, source: Source, by_phase: dict[str, list[Energy]], found: Findings) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgewatt.harness import flags, statistics
 from edgewatt.harness.analysis_meter import CLOCK_SHARE, SLICE_PERIODS, Source, supported
@@ -70,59 +72,81 @@ def _median_length_s(view: View, name: str) -> float:
     return float(np.median(end - start)) if len(start) else 0.0
 
 
-def _share_out(view: View, source: Source, names: Sequence[str], found: Findings) -> None:
-    windows, counts = view.named(WINDOW), view.counts(WINDOW)
+@dataclass(frozen=True)
+class _Shares:
+    """The slices (k,) of all windows, adjacent ones in each: joules and their budget, seconds, which window, whose."""
+
+    joules: Floats
+    budget: dict[str, Floats]
+    seconds: Floats
+    window: Ints
+    label: Ints  # index of the phase; -1: the time between
+
+
+def _shares(view: View, source: Source, names: Sequence[str]) -> _Shares:
     rows = [view.rows(WINDOW, name) for name in names]
-    labels_of, parts_of, joules_of, spans_of, window_of = [], [], [], [], []
-    for k, window in enumerate(windows):
-        inside = [(s >= window.start_s - 1e-6) & (s < window.end_s) for s, _ in rows]
-        intervals, labels = partition(window, [(s[i], e[i]) for (s, e), i in zip(rows, inside, strict=True)])
-        joules, parts = source.budget(intervals)
-        labels_of.append(labels)
-        joules_of.append(joules)
-        parts_of.append(parts)
-        spans_of.append(np.diff(intervals, axis=1)[:, 0])
-        window_of.append(np.full(len(labels), k))
-    label, joules, spans, window = map(np.concatenate, (labels_of, joules_of, spans_of, window_of))
-    budget = {p: np.concatenate([parts[p] for parts in parts_of]) for p in parts_of[0]}
-    # A gauge rounds a level the same way each time it comes back; a counter's two roundings differ from slice to slice.
-    along = (*ALONG, "quantisation") if any(c.kind == "gauge" for c in source.channels) else ALONG
-    mean_w = float(joules.sum() / spans.sum())
+    each = []
+    for k, window in enumerate(view.named(WINDOW)):
+        inside = [(start >= window.start_s - 1e-6) & (start < window.end_s) for start, _ in rows]
+        intervals, label = partition(window, [(s[i], e[i]) for (s, e), i in zip(rows, inside, strict=True)])
+        joules, budget = source.budget(intervals)
+        each.append(_Shares(joules, budget, np.diff(intervals, axis=1)[:, 0], np.full(len(label), k), label))
+    parts = dict.fromkeys(p for s in each for p in s.budget)
+    return _Shares(
+        np.concatenate([s.joules for s in each]),
+        # A part that only some windows have (a gap) is nothing in the others.
+        {p: np.concatenate([s.budget.get(p, 0 * s.joules) for s in each]) for p in parts},
+        np.concatenate([s.seconds for s in each]),
+        np.concatenate([s.window for s in each]),
+        np.concatenate([s.label for s in each]),
+    )
+
+
+def _share_out(view: View, source: Source, names: Sequence[str], found: Findings) -> None:
+    shares, counts = _shares(view, source, names), view.counts(WINDOW).astype(np.float64)
+    mean_w = float(shares.joules.sum() / shares.seconds.sum())
     short = [n for n in view.item_phases() if n not in names]
     between = "time between the slices" + (f", with {', '.join(short)} (too short for this meter)" if short else "")
     for k, name in [*enumerate(names), (-1, OTHER)]:
-        mine = label == k
+        mine = shares.label == k
         if not mine.any():
             continue
-        amount, seconds = float(joules[mine].sum()), float(spans[mine].sum())
-        parts = {p: float(v[mine].sum() if p in along else np.sqrt((v[mine] ** 2).sum())) for p, v in budget.items()}
-        # See `supported`: a step of power is smeared over an update period at both ends of every slice.
-        parts["smear"] = mine.sum() * source.update.period_s / 3 * abs(amount / seconds - mean_w)
-        if parts.get("clock", 0.0) > CLOCK_SHARE * abs(amount):
+        amount = float(shares.joules[mine].sum())
+        budget = _budget(source, shares, mine, mean_w)
+        if budget["clock"] > CLOCK_SHARE * abs(amount):
             detail = (
                 f"{source.name}: the meter's clock is tied to the device's within {source.bound_s * 1e3:.3g} ms, which "
-                f"moves {parts['clock']:.3g} J of the {amount:.4g} J of {WINDOW}/{name} (limit {CLOCK_SHARE:.0%}); "
+                f"moves {budget['clock']:.3g} J of the {amount:.4g} J of {WINDOW}/{name} (limit {CLOCK_SHARE:.0%}); "
                 "no share is given for it"
             )
             found.doubt(flags.CLOCK_SKEW, detail, source.meter, ())
             continue
+        joules = np.bincount(shares.window[mine], shares.joules[mine], len(counts))
+        seconds = np.bincount(shares.window[mine], shares.seconds[mine], len(counts))
         what = between if k < 0 else f"{name} within the items"
-        method = f"{source.name}: {what}, {mine.sum()} slices of {len(windows)} windows"
-        each = np.bincount(window[mine], joules[mine], len(windows))
-        each_s = np.bincount(window[mine], spans[mine], len(windows))
+        method = f"{source.name}: {what}, {mine.sum()} slices of {len(counts)} windows"
         for metric, per, unit in (
-            ("energy_j", np.ones(0), "J"),
-            ("power_w", each_s, "W"),
-            ("energy_per_inference_j", counts.astype(np.float64), "J"),
-        ):
-            total = float(per.sum()) if len(per) else 1.0
+            ("energy_j", None, "J"), ("power_w", seconds, "W"), ("energy_per_inference_j", counts, "J"),
+        ):  # fmt: skip
+            total = 1.0 if per is None else float(per.sum())
             if total <= 0:
                 continue
-            scaled = {p: v / total for p, v in parts.items()}
-            if len(per) > 1 and (per > 0).all():
-                scaled["repeats"] = statistics.ratio_of_sums(each, per, SEED)[1]
-            width = math.hypot(*scaled.values())
+            parts = {p: v / total for p, v in budget.items()}
+            if per is not None and len(per) > 1 and (per > 0).all():
+                parts["repeats"] = statistics.ratio_of_sums(joules, per, SEED)[1]
             found.measured(
-                metric, amount / total, width, unit, f"{WINDOW}/{name}", int(mine.sum()), method, source.meter,
-                source.boundary, scaled,
+                metric, amount / total, math.hypot(*parts.values()), unit, f"{WINDOW}/{name}", int(mine.sum()), method,
+                source.meter, source.boundary, parts,
             )  # fmt: skip
+
+
+def _budget(source: Source, shares: _Shares, mine: npt.NDArray[np.bool_], mean_w: float) -> dict[str, float]:
+    """The parts of the error bar of some slices' sum, J."""
+    # A gauge rounds a level the same way each time it comes back; a counter's two roundings differ from slice to slice.
+    along = (*ALONG, "quantisation") if any(c.kind == "gauge" for c in source.channels) else ALONG
+    budget = {
+        p: float(v[mine].sum() if p in along else np.sqrt((v[mine] ** 2).sum())) for p, v in shares.budget.items()
+    }
+    # See `supported`: a step of power is smeared over an update period at both ends of every slice.
+    step_w = abs(float(shares.joules[mine].sum() / shares.seconds[mine].sum()) - mean_w)
+    return {"clock": 0.0} | budget | {"smear": float(mine.sum()) * source.update.period_s / 3 * step_w}
