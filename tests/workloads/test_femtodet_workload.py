@@ -137,6 +137,7 @@ def test_pictures_that_were_not_run_do_not_count(tmp_path):
     assert any("2 of 3 pictures were run" in w for w in score.warnings)
     truth = json.loads(score.outputs["ground_truth.json"].read_text())
     assert [i["id"] for i in truth["images"]] == [10, 30]
+    assert {a["image_id"] for a in truth["annotations"]} == {10, 30}
 
 
 def test_score_needs_nothing_but_the_outputs(tmp_path):

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
@@ -369,9 +369,8 @@ def safe_name(source: Path, place: str, name: Any) -> str:
     """A relative file name that stays inside its folder; UsageError otherwise."""
     if not isinstance(name, str) or not name.strip():
         raise UsageError(f"{source}: {place}: its file name is {shown(name)}; wanted the name of a picture")
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    escapes = ".." in posix.parts or ".." in windows.parts or posix.is_absolute() or windows.drive or windows.root
-    if escapes or not name.isprintable():
+    path = PureWindowsPath(name)  # splits at both kinds of slash, and knows drives
+    if ".." in path.parts or path.anchor or not name.isprintable():
         raise UsageError(
             f"{source}: {place}: the file name {shown(name)} leads out of the folder of pictures; "
             "wanted a plain name below it"

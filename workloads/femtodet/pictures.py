@@ -61,7 +61,9 @@ def pictures(
     strict: bool = False,
     seed: int = 0,
 ) -> Pictures:
-    """The first `limit` pictures of `data`: by name (folder, VOC tree), by id (COCO JSON); drawn scenes if it is None.
+    """The first `limit` pictures of `data`, drawn scenes if it is None.
+
+    A folder and a VOC tree are taken by name, a COCO JSON by id, a `split` in the order of its list.
 
     `images_dir` is where the pictures of a COCO JSON or a VOC tree lie, if not beside it; `split` is a list of the VOC
     tree's ImageSets/Main. With `strict` a file that is missing or no picture is refused instead of left out.
