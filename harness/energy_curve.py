@@ -36,6 +36,10 @@ class Curve:
         """Index of the interval between two samples that each of the times falls into."""
         return np.clip(np.searchsorted(self.t_s, t, side="right") - 1, 0, len(self.h_s) - 1)
 
+    def power(self, k: Ints) -> Floats:
+        """Power of running sums in the intervals k; beyond the first and last that of those."""
+        return np.asarray(self.power_w[np.clip(k, 0, len(self.power_w) - 1)])
+
     def at(self, t: Floats) -> Floats:
         """Energy from the first sample to each of the times."""
         if self.samples.sums:

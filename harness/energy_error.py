@@ -15,11 +15,14 @@ from edgewatt.harness.energy_samples import GAP_PERIODS
 K = 1.96
 """Half-width of a 95 % interval over the standard deviation of a normal error whose spread is known."""
 
-K_ESTIMATED = 2.5
+K_ESTIMATED = 2.7
 """The same where the spread is itself estimated, from some twenty samples or a few jumps; calibrated (0001)."""
 
 NEAR_PERIODS = 20.0
 """Roughness is taken from at least so many update periods around a shorter interval."""
+
+UNTOLD = 0.03
+"""Share of a record's roughness that its autocovariance may put down to the wrong cause."""
 
 CLIMB, CUT = 0.1, 0.4
 """How much of a level's rounding error is left where the power climbs through it, whole or cut off; calibrated."""
@@ -33,7 +36,7 @@ TURNS = np.arange(0.0, 1.6, 0.3)
 LEVEL_NOISE, LEVEL_JUMP = (6.0, -4.0, 1.0), (2.0, -1.0)
 # Running sums (J), roughness is the second difference of the energy: noise of variance 1 in each sum; a jump of the
 # power by 1, f of the way between two samples, which shows as f and 1 - f: mean squares 2 x 1/3, mean product 1/6.
-SUM_NOISE, SUM_JUMP = (6.0, -4.0, 1.0), (2 / 3, 1 / 6)
+SUM_NOISE, STEP_NOISE, SUM_JUMP = (6.0, -4.0, 1.0), (2.0, -1.0), (2 / 3, 1 / 6)
 
 
 def of_intervals(curve: Curve, intervals: Floats, clock_bound_s: float) -> dict[str, Floats]:
@@ -41,6 +44,8 @@ def of_intervals(curve: Curve, intervals: Floats, clock_bound_s: float) -> dict[
     parts = _sums(curve, intervals) if curve.samples.sums else _levels(curve, intervals)
     parts["gain"] = (curve.samples.channel.gain_error or 0.0) * np.abs(curve.energy(intervals))
     parts["clock"] = _clock(curve, intervals, clock_bound_s)
+    # Sums of doubles: 2^-52 of the largest number in them, once for each of up to a million samples.
+    parts["rounding"] = 1e-9 * np.abs(curve.energy(intervals)) + 4e-16 * float(np.max(np.abs(curve.energy_j)))
     return parts
 
 
@@ -108,7 +113,7 @@ def _quantisation(curve: Curve, intervals: Floats, noise: float) -> Floats:
         return np.zeros(len(intervals))
     left = np.exp(-2 * np.pi**2 * noise / (np.median(curve.h_s) * q) ** 2)
     most = q / 2 * duration_s
-    if len(intervals) > 1:  # short ones: one level each
+    if len(intervals) > 1 or left < 1e-6:  # many are short: one level each
         return np.asarray(left * most)
     t, (start, end) = curve.t_s, intervals[0]
     code = np.round(curve.power_w / q).astype(np.int64)
@@ -120,7 +125,7 @@ def _quantisation(curve: Curve, intervals: Floats, noise: float) -> Floats:
     climbs = np.pad((np.abs(move[1:]) == 1) & (move[1:] == move[:-1]), 1)[: len(first)]
     is_cut = (edges[:-1] < start) | (edges[1:] > end)
     stay_s *= np.where(climbs, np.where(is_cut, CUT, CLIMB), 1.0)
-    level_s = np.bincount(np.unique(code[first], return_inverse=True)[1], stay_s)
+    level_s = np.bincount(code[first] - np.min(code), stay_s)
     return np.minimum(left * K * q * np.sqrt(np.sum(level_s**2) / 12), most)
 
 
@@ -141,63 +146,84 @@ def _gap(curve: Curve, intervals: Floats) -> Floats:
 
 
 def _sums(curve: Curve, intervals: Floats) -> dict[str, Floats]:
-    s, t, p, h = curve.samples, curve.t_s, curve.power_w, curve.h_s
-    is_counter = s.channel.kind == "counter"
-
-    def power(k: Ints) -> Floats:
-        return np.asarray(p[np.clip(k, 0, len(p) - 1)])
-
-    def change(k: Ints) -> Floats:
-        return np.abs(power(k + 1) - power(k))
-
+    s, p, h = curve.samples, curve.power_w, curve.h_s
     rough = np.diff(p) * np.minimum(h[1:], h[:-1])
     rough[np.maximum(h[1:], h[:-1]) > GAP_PERIODS * s.update.period_s] = 0.0
-    laws = _Laws(curve, np.pad(rough, 1), intervals, SUM_NOISE, SUM_JUMP)
-    noise = laws.parts[0] * laws.mean_square
-    k = curve.interval(intervals)
-    x = np.clip((intervals - t[k]) / h[k], 0.0, 1.0)
-    slack = np.append(s.slack_s, s.slack_s[-1:])
-    shares = (1 - x) ** 2, x**2
-    # The energy of the load itself swings around the straight line, at the end and at the two samples it lies between.
-    ripple = noise * (1 + shares[0] + shares[1])
-    # Each of the two samples is known in time to +- slack (uniform); it moves the line by power x time.
-    timing = power(k) ** 2 * (shares[0] * slack[k] ** 2 + shares[1] * slack[np.minimum(k + 1, len(t) - 1)] ** 2) / 3
-    # A jump of the power between the two: the line before it goes on (or the one after it begins) up to the kink.
-    before = np.maximum(0.0, change(k - 1) - change(k - 2)) * x
-    after = np.maximum(0.0, change(k) - change(k + 1)) * (1 - x)
-    jump = np.minimum(before, after) * h[k]
-    # A slope of the power: the energy is a parabola, h^2 / 2 x slope x x (1 - x) below the line.
-    smooth = x * (1 - x) * h[k] * np.abs(power(k + 1) - power(k - 1)) / 4
-    if is_counter:
-        squares = np.sum(np.maximum(timing, ripple) + jump**2 + smooth**2, axis=1)
-    else:
-        # Moving a sample by d moves energy between two means: d x their difference.
-        moved = np.pad((slack[1 : len(p)] * np.diff(p)) ** 2 / 3, 1)
-        # A refresh that was not read is bridged; a jump in it may have been anywhere.
-        unread_s = np.where(h[1:-1] > 1.5 * s.update.period_s, h[1:-1] - s.update.period_s, 0.0)
-        moved[2:-1] += ((p[2:] - p[:-2]) * unread_s) ** 2 / 12
-        # Noise is there all the time: what is rougher than most of the record is the load, which the means have seen.
-        # Second differences, free of slopes, have six times its variance; chi^2 of one degree has the median 0.4549.
-        noise = np.median(np.diff(rough) ** 2) / 0.4549 / 6
-        squares = np.sum(jump**2 + smooth**2, axis=1) + curve.between(moved, intervals)
-        squares += noise * (intervals[:, 1] - intervals[:, 0]) / s.update.period_s
-    squares *= K_ESTIMATED**2
+    is_counter = s.channel.kind == "counter"
+    parts = _counter(curve, rough, intervals) if is_counter else _means(curve, rough, intervals)
     if not s.held:
         # Refreshed faster than it is read, nobody knows how much: a reading is up to a read old, half on average.
-        squares += (s.read_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]) ** 2
-    parts = {"edge": np.asarray(np.sqrt(squares))}
-    if is_counter:
-        parts["quantisation"] = np.full(len(intervals), K * s.quantum / np.sqrt(6))  # one reading at each end
-    else:
-        parts["quantisation"] = s.quantum / 2 * (intervals[:, 1] - intervals[:, 0])
+        lag = s.read_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]
+        parts["edge"] = np.hypot(parts["edge"], lag)
+    return parts
+
+
+def _counter(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats]:
+    s, t = curve.samples, curve.t_s
+    laws = _Laws(curve, np.pad(rough, 1), intervals, SUM_NOISE, SUM_JUMP)
+    noise = laws.parts[0] * laws.mean_square
+    slack = np.append(s.slack_s, s.slack_s[-1:])[: len(t)]
+    k = curve.interval(intervals)
+    x = _share(curve, intervals, k)
+    near, far = (1 - x) ** 2, x**2  # how the two samples around an end weigh in its variance
+    # Each sample is known in time to +- slack (uniform); it moves the line by power x time.
+    timing = curve.power_w[k] ** 2 * (near * slack[k] ** 2 + far * slack[k + 1] ** 2) / 3
+    # What noise there is beyond that is the load's own: it swings around the line at the end itself as well.
+    swing = np.maximum(0.0, noise - np.mean(curve.power_w**2) * np.mean(slack**2) / 3)
+    squares = np.sum(timing + swing * (1 + near + far) + _bent(curve, k, x), axis=1)
+    parts = {
+        "edge": np.asarray(K_ESTIMATED * np.sqrt(squares)),
+        "quantisation": np.full(len(intervals), K * s.quantum / np.sqrt(6)),  # one reading at each end
+    }
     if len(s.lost):
-        # A restart: bridged from the means before and after, between two samples off like those at an end.
+        # A restart: bridged by the mean of the powers before and after, between two samples off like those at an end.
         i = s.lost
+        step = curve.power(i + 1) - curve.power(i - 1)
         bridge = np.zeros(len(t))
-        jump = (power(i + 1) - power(i - 1)) * h[i]
-        bridge[i + 1] = jump**2 / 12 + 2 * noise + power(i) ** 2 * (slack[i] ** 2 + slack[i + 1] ** 2) / 3
+        bridge[i + 1] = (step * curve.h_s[i]) ** 2 / 12 + 3 * noise
+        bridge[i + 1] += curve.power(i) ** 2 * (slack[i] ** 2 + slack[i + 1] ** 2) / 3
         parts["gap"] = np.asarray(K_ESTIMATED * np.sqrt(curve.between(bridge, intervals)))
     return parts
+
+
+def _means(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats]:
+    s, p, h = curve.samples, curve.power_w, curve.h_s
+    duration_s = intervals[:, 1] - intervals[:, 0]
+    # Moving a sample by d moves energy between two means: d x their difference.
+    moved = np.pad((s.slack_s[1 : len(p)] * np.diff(p)) ** 2 / 3, 1)
+    # A refresh that was not read is bridged; a jump in it may have been anywhere.
+    unread_s = np.where(h[1:-1] > 1.5 * s.update.period_s, h[1:-1] - s.update.period_s, 0.0)
+    moved[2:-1] += ((p[2:] - p[:-2]) * unread_s) ** 2 / 12
+    # Noise is there all the time: what is rougher than most of the record is the load, which the means have seen.
+    # Second differences, free of slopes, have six times its variance; chi^2 of one degree has the median 0.4549.
+    # And no more of it than the autocovariance shows.
+    laws = _Laws(curve, np.pad(rough, 1), intervals, STEP_NOISE, SUM_JUMP)
+    noise = min(np.median(np.diff(rough) ** 2) / 0.4549 / 6, (laws.parts[0] + UNTOLD) * laws.mean_square)
+    k = curve.interval(intervals)
+    squares = curve.between(moved, intervals) + noise * duration_s / s.update.period_s
+    squares += np.sum(_bent(curve, k, _share(curve, intervals, k)), axis=1)
+    return {"edge": np.asarray(K_ESTIMATED * np.sqrt(squares)), "quantisation": s.quantum / 2 * duration_s}
+
+
+def _share(curve: Curve, t: Floats, k: Ints) -> Floats:
+    """How far each time is into its interval k between two samples, from 0 to 1."""
+    return np.clip((t - curve.t_s[k]) / curve.h_s[k], 0.0, 1.0)
+
+
+def _bent(curve: Curve, k: Ints, x: Floats) -> Floats:
+    """Squares, in J^2, of what a straight line misses of the energy at share x of interval k."""
+
+    def change(k: Ints) -> Floats:
+        return np.abs(curve.power(k + 1) - curve.power(k))
+
+    # A jump of the power in the interval: the line before it goes on (or the one after it begins) up to the kink.
+    # Changes that go on beside the interval are no jump but a slope.
+    before = np.maximum(0.0, change(k - 1) - change(k - 2)) * x
+    after = np.maximum(0.0, change(k) - change(k + 1)) * (1 - x)
+    jump = np.minimum(before, after)
+    # A slope: the energy is a parabola, h^2 / 2 x slope x x (1 - x) below the line.
+    slope = x * (1 - x) * np.abs(curve.power(k + 1) - curve.power(k - 1)) / 4
+    return np.asarray((jump**2 + slope**2) * curve.h_s[k] ** 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -211,7 +211,9 @@ def _case(waves: str, sensor: str, random: np.random.Generator) -> Case:
     until = end + 6 * period
     # The reads: a grid, each off by a jitter of its own, some missing.
     n = int(until / read) + 1
-    jitter = random.choice([0.0, 0.05, 0.5])
+    # A periodic load faster than its sensor must not be locked to it: no record can show that (decisions/0001).
+    jitter = random.choice([0.3, 0.5]) if waves == "fast square" else random.choice([0.0, 0.05, 0.5])
+    refresh_jitter = 0.3 if waves == "fast square" else 0.02
     reads = read * (np.arange(n) + jitter * random.uniform(-0.5, 0.5, n)) + 1000.0
     start, end = start + 1000.0, end + 1000.0
     lose = random.choice([0.0, 0.0, 0.02, 0.1])
@@ -243,7 +245,7 @@ def _case(waves: str, sensor: str, random: np.random.Generator) -> Case:
         # A real reading is never still: without its noise a held value is a power that stands still.
         noise = 0.003 * swing
     restarts = np.sort(random.uniform(start, end, random.integers(1, 3))) if sensor == "counter, restarting" else ()
-    value = readings(wave, Sensor(kind, refresh, 0.02, averaging, quantum, noise), reads, random, restarts)
+    value = readings(wave, Sensor(kind, refresh, refresh_jitter, averaging, quantum, noise), reads, random, restarts)
     if random.random() < 0.5:
         value[~kept] = np.nan
     else:
