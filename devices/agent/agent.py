@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 PROTOCOL = 1
 MISSING = -(2**63)  # a reading that failed, where the values are integers
-LOOK_S = 0.25  # the longest the agent sleeps without looking whether it should end
+LOOK_S = 0.25  # the longest the agent goes without looking whether it should end
 
 if hasattr(time, "CLOCK_BOOTTIME"):
     CLOCK = "boottime"
@@ -398,6 +398,7 @@ def sample(agent: Agent, job: dict[str, Any]) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection is a gap in the samples
+    sys.setswitchinterval(2e-4)  # the thread that writes frames yields to the one that samples
 
     frames = Frames(agent, reading.form, gap_limit_s)
     cpu_s = time.process_time()
@@ -427,7 +428,7 @@ def _sample_until_end(
     period_ns, batch_ns = 1e9 / rate_hz, int(batch_s * 1e9)
     most_values = 32768  # keeps an event far below the length a line may have
     skipped, k, row = 0, 0, reading.row
-    start = batch_start = now_ns()
+    start = batch_start = looked = now_ns()
     end = start + duration_s * 1e9
     t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
     while True:
@@ -447,8 +448,10 @@ def _sample_until_end(
             frames.add(t_ns, read_ns, values)
             t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
             batch_start = after
+        if after - looked >= LOOK_S * 1e9:
             reading.refresh()
             agent.look()
+            looked = after
         if after >= end:
             break
         due = max(k + 1, int((before - start) / period_ns) + 1)

@@ -67,7 +67,7 @@ def test_counter_that_wraps_is_handed_on_as_it_was_read(here: Any, tmp_path: Pat
     meter.start()
     (tmp_path / "new").write_text("5")
     (tmp_path / "new").replace(path)
-    time.sleep(0.2)
+    time.sleep(0.5)
     values = meter.stop().column("package-0")
     assert values[0] == pytest.approx(262143.0) and values[-1] == pytest.approx(5e-6)
 

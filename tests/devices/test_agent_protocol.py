@@ -112,7 +112,8 @@ def test_asked_to_end_it_ends_in_order(agent: Plain, tmp_path: Path, verb: str) 
 
 @pytest.mark.parametrize("verb", ["clock", "sample"])
 def test_orphan_ends_by_itself_within_two_seconds(agent: Plain, tmp_path: Path, verb: str) -> None:
-    job = {"n": 10000, "period_s": 3} if verb == "clock" else sample_job(node(tmp_path, "a", "1"), duration_s=None)
+    sampling = sample_job(node(tmp_path, "a", "1"), duration_s=None, batch_s=60)
+    job = {"n": 10000, "period_s": 3} if verb == "clock" else sampling
     parent = (
         "import subprocess, sys, time\n"
         "p = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, start_new_session=True)\n"
@@ -221,13 +222,13 @@ def test_file_that_vanishes_and_returns_is_read_again(agent: Plain, tmp_path: Pa
         new = node(tmp_path, "new", "2")
         if how == "removed":
             path.unlink()
-            time.sleep(0.3)
+            time.sleep(0.6)
         new.replace(path)
 
     timer = threading.Timer(0.2, change)
     said = agent.events(
         "sample",
-        sample_job(path, other, duration_s=1.0),
+        sample_job(path, other, duration_s=1.5),
         until=lambda e: timer.start() if e["event"] == "sampling" else False,
     )
     timer.join()
