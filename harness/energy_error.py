@@ -41,6 +41,8 @@ SUM_NOISE, STEP_NOISE, SUM_JUMP = (6.0, -4.0, 1.0), (2.0, -1.0), (2 / 3, 1 / 6)
 
 def of_intervals(curve: Curve, intervals: Floats, clock_bound_s: float) -> dict[str, Floats]:
     """The parts of the error bar of each of `intervals` (k, 2)."""
+    if len(intervals) == 0:
+        return {}
     parts = _sums(curve, intervals) if curve.samples.sums else _levels(curve, intervals)
     parts["gain"] = (curve.samples.channel.gain_error or 0.0) * np.abs(curve.energy(intervals))
     parts["clock"] = _clock(curve, intervals, clock_bound_s)

@@ -106,7 +106,7 @@ def _samples(trace: Trace, name: str) -> Samples:
 def _gauge(channel: Channel, t: Floats, v: Floats) -> Samples:
     seen = 1 + np.flatnonzero(np.diff(v))
     quantum = channel.quantum or _quantum(v, seen)
-    if _is_held(v, seen, quantum):
+    if _is_held(t, v, seen, quantum):
         found = _refreshes(channel, t, v, seen, _NONE)
     else:
         read_s = float(np.median(np.diff(t)))
@@ -137,12 +137,13 @@ def _quantum(v: Floats, seen: Ints) -> float:
     return step if np.max(off) < 1e-3 else 0.0
 
 
-def _is_held(v: Floats, seen: Ints, quantum: float) -> bool:
+def _is_held(t: Floats, v: Floats, seen: Ints, quantum: float) -> bool:
     """Whether a gauge's reads repeat because the sensor holds its value, and not because the power stands still.
 
-    Three signs together. New values are new: a load that switches between a few levels returns to them. Most steps
-    are larger than a quantum: a slow power repeats a level until it reaches the next. And there are more repeats than
-    by chance, since a power that often moves by one quantum often moves by none.
+    Four signs together. New values are new: a load that switches between a few levels returns to them. Most steps
+    are larger than a quantum: a slow power repeats a level until it reaches the next. There are more repeats than by
+    chance: a power that often moves by one quantum often moves by none. And a period explains them: most of the
+    refreshes it makes one expect are seen.
     """
     if len(seen) < 8:
         return False
@@ -150,7 +151,9 @@ def _is_held(v: Floats, seen: Ints, quantum: float) -> bool:
     repeats = len(v) - 1 - len(seen) - single
     w = v[seen]
     returns = np.count_nonzero(w[2:] == w[:-2]) / (len(w) - 2)
-    return bool(repeats > HELD_SHARE * len(v) and single < len(seen) / 2 and returns < 0.5)
+    read_s = float(np.median(np.diff(t)))
+    expected = len(v) * read_s / _period(t[seen], read_s)
+    return bool(repeats > HELD_SHARE * len(v) and single < len(seen) / 2 and returns < 0.5 and len(seen) > expected / 2)
 
 
 def _counter(channel: Channel, t: Floats, v: Floats) -> Samples:

@@ -19,6 +19,7 @@ def quantile(values: npt.ArrayLike, q: float, seed: int) -> tuple[float, float]:
     A bootstrap sample's q-quantile is one of the sorted values, and its rank follows from how many of n uniform
     draws fall below: the i-th smallest of n uniforms is Beta(i, n + 1 - i) distributed. So ranks are drawn, not
     samples, and 10^5 values cost one sort (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+    Values that depend on each other (a slow minute) carry less than the interval says.
     NaN where there is no value; with one value the half-width is NaN, since nothing is known of the spread.
     """
     x = _finite(values)
