@@ -146,13 +146,17 @@ def _latency_drift(view: View, found: Findings) -> None:
             seen.append((abs(change), detail))
     if seen:
         found.doubt(flags.NOT_STEADY, max(seen)[1])
-    for event in view.run.engine.get("steady") or ():
-        if isinstance(event, dict) and event.get("reached") is False:
-            detail = (
-                f"warm-up of repeat {event.get('repeat')} ended after {event.get('after_s')} s without becoming "
-                f"steady: {event.get('detail') or 'no detail'}; raise warmup_max_s"
-            )
-            found.doubt(flags.NOT_STEADY, detail, voids=())
+    steady = [e for e in view.run.engine.get("steady") or () if isinstance(e, dict)]
+    unsettled = [e for e in steady if e.get("reached") is False]
+    if unsettled:
+        last = unsettled[-1]
+        after_s = last.get("after_s")
+        seconds = f"{after_s:.3g}" if isinstance(after_s, (int, float)) else "some"
+        detail = (
+            f"{len(unsettled)} of {len(steady)} warm-ups ended without becoming steady, the last after {seconds} s: "
+            f"{last.get('detail') or 'no detail'}; raise warmup_max_s"
+        )
+        found.doubt(flags.NOT_STEADY, detail, voids=())
 
 
 def _summed(n: int, what: str) -> str:

@@ -17,11 +17,15 @@ ON_FALLBACK = "on_fallback"
 SIMULATED = "simulated"
 SYNTHETIC_WEIGHTS = "synthetic_weights"
 FEW_SAMPLES = "few_samples"
+DRAWN_SCENES = "drawn_scenes"
+BUSY = "busy"
+HOT = "hot"
+SLOW_CLOCKS = "slow_clocks"
 
 TIMING_METRICS = ("latency_s", "latency_p90_s", "latency_p99_s", "throughput_fps")
 NET_METRICS = ("power_net_w", "energy_net_j", "energy_per_inference_net_j")
 ENERGY_METRICS = ("power_w", "energy_j", "energy_per_inference_j", *NET_METRICS)
-QUALITY_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_ap50", "voc07_ap50")
+QUALITY_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_ap50_area", "voc_ap50_11point")
 
 # flag -> (what it means, which metrics it makes unusable unless the flag itself says otherwise)
 _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -76,6 +80,22 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     SYNTHETIC_WEIGHTS: (
         "The weights are random, not trained: speed and energy are real, quality means nothing.",
         QUALITY_METRICS,
+    ),
+    DRAWN_SCENES: (
+        "The pictures were drawn by edgewatt for want of real ones; nothing is known of what a model should find there.",
+        QUALITY_METRICS,
+    ),
+    BUSY: (
+        "Something else was computing on the device when the run began.",
+        (),
+    ),
+    HOT: (
+        "The device was already hot when the run began.",
+        (),
+    ),
+    SLOW_CLOCKS: (
+        "The processor's clocks are held below what it can do.",
+        (),
     ),
     FEW_SAMPLES: (
         "Too few items or repeats for this figure, or to say how far it would move if all were repeated.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgewatt.harness.api import Device, Flag, HarnessError, Job, Measurement, Score, UsageError, Workload
-from edgewatt.harness.flags import SYNTHETIC_WEIGHTS
+from edgewatt.harness.flags import DRAWN_SCENES, SYNTHETIC_WEIGHTS
 from edgewatt.harness.plugins import nearest
 from edgewatt.workloads.engines.registry import ENGINES
 from edgewatt.workloads.femtodet import cache, checkpoint, graph, outputs, quality
@@ -131,10 +131,16 @@ class FemtoDet(Workload):
         return Score(measurements, (), tuple(warnings), files)
 
     def flags(self) -> Sequence[Flag]:
-        if self.weights != SYNTHETIC:
-            return ()
-        detail = f"the weights are random (seed {self.seed}): accuracy is not meaningful; set weights to a checkpoint"
-        return (Flag(SYNTHETIC_WEIGHTS, quality.METRICS, detail),)
+        found = []
+        if self.weights == SYNTHETIC:
+            detail = (
+                f"the weights are random (seed {self.seed}): accuracy is not meaningful; set weights to a checkpoint"
+            )
+            found.append(Flag(SYNTHETIC_WEIGHTS, quality.METRICS, detail))
+        if self.data is None:
+            detail = f"scenes drawn from seed {self.seed}, without ground truth; set data to your own pictures"
+            found.append(Flag(DRAWN_SCENES, (), detail))
+        return tuple(found)
 
 
 def _truth_file(truth: GroundTruth) -> Path:
