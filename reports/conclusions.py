@@ -130,9 +130,10 @@ def no_joules(run: Run) -> str:
         return ""
     if energies:
         return f"no joules: {_reasons([f for r in energies for f in r.voided_by])}"
-    if run.error:
+    has_sensor = any(c.is_energy for t in run.traces for c in t.channels)
+    if run.error and (has_sensor or not run.traces):
         return "no joules: the run ended before they were measured"
-    if not any(c.is_energy for t in run.traces for c in t.channels):
+    if not has_sensor:
         return f"no joules: {run.device_name} has no power sensor that could be read"
     about_energy = [f for f in run.flags if f.meter and any(metrics.group(v) == "Energy" for v in f.voids)]
     if about_energy:

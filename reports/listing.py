@@ -7,11 +7,18 @@ from edgewatt.results.store import Row
 
 
 def table(rows: Iterable[Row]) -> str:
-    """One line a run: id, when, device, workload, how it ended, its flags."""
-    lines = [
-        (r.id, r.created_utc, r.device_name, r.workload, r.error.replace("_", " ") or "ended well", ", ".join(r.flags))
-        for r in rows
-    ]
-    return (
-        columns([("run", "created", "device", "workload", "end", "flags"), *lines], indent="") if lines else "no runs"
-    )
+    """The runs of a list, a line each; one line that says so where there are none."""
+    lines = [("run", "date", "workload", "device", "parameters", "state")]
+    for r in rows:
+        spec = [f"{k}={r.spec[k]}" for k in ("variant", "size", "engine", "weights") if r.spec.get(k) is not None]
+        lines.append((r.id, r.created_utc[:19], r.workload, r.device_name, " ".join(spec), _state(r)))
+    return columns(lines, indent="") if len(lines) > 1 else "no runs"
+
+
+def _state(r: Row) -> str:
+    if r.error:
+        return f"ended badly: {r.error.replace('_', ' ')}"
+    names = ", ".join(dict.fromkeys(f.replace("_", " ") for f in r.flags))
+    if r.voids:
+        return f"void in part: {names}"
+    return f"valid, doubts: {names}" if names else "valid"

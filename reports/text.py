@@ -5,14 +5,10 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from edgewatt.harness.api import Run
 from edgewatt.reports import conclusions
 from edgewatt.reports.conclusions import Result
-
-if TYPE_CHECKING:
-    from edgewatt.results.store import Row
 
 _WIDTH = 110  # columns that running text is wrapped at
 
@@ -52,30 +48,12 @@ def summary(run: Run) -> str:
     for d in conclusions.doubts(run):
         about = f"{d.flag.replace('_', ' ')} ({d.meter})" if d.meter else d.flag.replace("_", " ")
         void = f" Not usable: {', '.join(d.voids)}." if d.voids else ""
-        lines += _wrapped(f"{about}: {d.meaning} {d.detail.rstrip('.')}.{void}", "  - ")
+        lines += _wrapped(f"{about}: {f'{d.meaning} {d.detail}'.strip().rstrip('.')}.{void}", "  - ")
     if run.warnings:
         lines.append("warnings")
         for w in run.warnings:
             lines += _wrapped(w, "  - ")
     return "\n".join(lines)
-
-
-def table(rows: Iterable[Row]) -> str:
-    """The runs of a list, a line each; one line that says so where there are none."""
-    lines = [("run", "date", "workload", "device", "parameters", "state")]
-    for r in rows:
-        spec = [f"{k}={r.spec[k]}" for k in ("variant", "size", "engine", "weights") if r.spec.get(k) is not None]
-        lines.append((r.id, r.created_utc[:19], r.workload, r.device_name, " ".join(spec), _state(r)))
-    return columns(lines, indent="") if len(lines) > 1 else "no runs"
-
-
-def _state(r: Row) -> str:
-    if r.error:
-        return f"ended badly: {r.error.replace('_', ' ')}"
-    names = ", ".join(dict.fromkeys(f.replace("_", " ") for f in r.flags))
-    if r.voids:
-        return f"void in part: {names}"
-    return f"valid, doubts: {names}" if names else "valid"
 
 
 _DETAILS = ("duration_s", "sampler_cpu_s_per_s", "update_period_s", "energy_j", "energy_net_j", "first_latency_s")

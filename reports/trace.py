@@ -77,6 +77,7 @@ def page(run: Run) -> bytes:
         version=version(),
         one=one,
         panels=panels,
+        flag_tags=_tags(run),
         has_energy=any(p.quantity == "power" for p in found.panels),
         no_joules=conclusions.no_joules(run),
         phase_keys=[Key(n, _colour(n, found), f"phase {n}", "shade") for n in found.names],
@@ -88,6 +89,15 @@ def page(run: Run) -> bytes:
         events=merged(found.events),
         notes=[*found.notes],
     )
+
+
+def _tags(run: Run) -> list[tuple[str, bool]]:
+    """Each flag once, with the meter it speaks of, and whether it voids anything."""
+    found: dict[str, bool] = {}
+    for f in run.flags:
+        name = f"{f.flag.replace('_', ' ')}: {f.meter}" if f.meter else f.flag.replace("_", " ")
+        found[name] = found.get(name, False) or bool(f.voids)
+    return list(found.items())
 
 
 def _colour(name: str, found: Timeline) -> str:
@@ -146,6 +156,8 @@ def _panel(found: Timeline, panel: Panel, x_range: Any) -> Chart:
     from bokeh.models.annotations import Span as Line
 
     made = _base(numbers.titled(panel.title, panel.unit), 300 if panel.quantity == "power" else 200, x_range=x_range)
+    if panel.quantity in ("power", "utilisation"):
+        made.y_range.start = 0  # type: ignore[attr-defined]
     for p in found.phases:
         shade = BoxAnnotation(left=p.start_s, right=p.end_s, fill_color=_colour(p.name, found), fill_alpha=_TINT,
                               line_color=None, level="underlay", name=f"phase {p.name}")  # fmt: skip
@@ -230,5 +242,7 @@ def _draw_panel(axes: Axes, found: Timeline, panel: Panel) -> None:
             axes.axhline(s.idle, color=s.colour, linestyle=":", linewidth=0.9)
     for e in _of_panel(found, panel):
         axes.axvspan(e.start_s, e.end_s, facecolor="none", edgecolor=_EVENT, hatch="////", linewidth=0.4)
+    if panel.quantity in ("power", "utilisation"):
+        axes.set_ylim(bottom=0)
     axes.set_ylabel(numbers.titled(panel.title, panel.unit))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=6, borderaxespad=0.2)
