@@ -82,7 +82,7 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
         QUALITY_METRICS,
     ),
     DRAWN_SCENES: (
-        "The pictures were drawn by edgewatt for want of real ones; nothing is known of what a model should find there.",
+        "The pictures were drawn by edgewatt for want of real ones; nobody knows what a model should find there.",
         QUALITY_METRICS,
     ),
     BUSY: (

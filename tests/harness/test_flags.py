@@ -17,8 +17,8 @@ def power(meter: str, metric: str = "power_w") -> Measurement:
 
 
 def test_every_flag_of_the_rules_has_a_name_and_a_meaning() -> None:
-    assert sorted(flags.NAMES) == sorted(WANTED)
-    for name in WANTED:
+    assert set(WANTED) <= set(flags.NAMES)
+    for name in flags.NAMES:
         assert flags.meaning(name).endswith(".")
         assert name.upper() in vars(flags)
 

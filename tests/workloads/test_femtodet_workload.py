@@ -89,10 +89,11 @@ def test_drawn_scenes_give_detections_but_no_ap(tmp_path):
     assert {r["image_id"] for r in results} == {1, 2, 3}
     assert {r["category_id"] for r in results} <= set(range(1, 21))
     assert set(score.outputs) == {"detections.json"}
-    (flag,) = workload.flags()
-    assert flag.flag == "synthetic_weights"
-    assert set(flag.voids) == set(quality.METRICS)
-    assert "accuracy is not meaningful" in flag.detail
+    weights, scenes = workload.flags()
+    assert weights.flag == "synthetic_weights"
+    assert set(weights.voids) == set(quality.METRICS)
+    assert "accuracy means nothing" in weights.detail
+    assert scenes.flag == "drawn_scenes"
 
 
 def test_same_parameters_give_the_same_detections(tmp_path):

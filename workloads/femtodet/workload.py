@@ -134,7 +134,7 @@ class FemtoDet(Workload):
         found = []
         if self.weights == SYNTHETIC:
             detail = (
-                f"the weights are random (seed {self.seed}): accuracy is not meaningful; set weights to a checkpoint"
+                f"the weights are random (seed {self.seed}): accuracy means nothing; set weights to a checkpoint"
             )
             found.append(Flag(SYNTHETIC_WEIGHTS, quality.METRICS, detail))
         if self.data is None:
