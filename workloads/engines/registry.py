@@ -38,7 +38,8 @@ def open_engine(name: str, model: Path, input_shape: Sequence[int], threads: int
         engine = getattr(import_module(module), kind)
     except ImportError as error:
         missing = error.name or str(error)
-        raise UsageError(f"engine {name} needs {missing}; pip install 'edgewatt[{extra}]'") from error
+        package = f"edgewatt[{extra}]" if extra else "edgewatt"
+        raise UsageError(f"engine {name} needs {missing}; pip install '{package}'") from error
     opened = engine(model, tuple(input_shape), threads, provider)
     assert isinstance(opened, Engine)
     return opened
