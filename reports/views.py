@@ -70,7 +70,7 @@ def run_view(run: Run, label: str = "", place: int = 0) -> RunView:
         subtitle=subtitle(run),
         error=run.error,
         is_simulated=conclusions.is_simulated(run),
-        simulated=tuple(f"{d.meaning} {d.detail}" for d in doubts if d.flag == "simulated"),
+        simulated=tuple(f"{d.meaning} ({d.detail})" for d in doubts if d.flag == "simulated"),
         has_synthetic_weights=conclusions.has_synthetic_weights(run),
         tiles=tuple(conclusions.headline(run)),
         doubts=doubts,
