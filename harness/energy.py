@@ -294,7 +294,7 @@ def _coverage(s: Samples, intervals: Floats) -> Floats:
     y = np.repeat(np.cumsum(bare[:, 1] - bare[:, 0]), 2)
     y[0::2] = np.concatenate([[0.0], y[1:-1:2]])
     covered = 1 - np.diff(np.interp(intervals, x, y), axis=1)[:, 0] / np.diff(intervals, axis=1)[:, 0]
-    return np.clip(covered, 0.0, 1.0)
+    return np.asarray(np.clip(covered, 0.0, 1.0))
 
 
 def _gaps_within(s: Samples, window: Floats) -> tuple[tuple[float, float], ...]:

@@ -43,7 +43,7 @@ class Curve:
     def at(self, t: Floats) -> Floats:
         """Energy from the first sample to each of the times."""
         if self.samples.sums:
-            return np.interp(t, self.t_s, self.energy_j)
+            return np.asarray(np.interp(t, self.t_s, self.energy_j))
         k = self.interval(t)
         x = t - self.t_s[k]
         slope = (self.power_w[k + 1] - self.power_w[k]) / self.h_s[k]
@@ -55,7 +55,7 @@ class Curve:
 
     def between(self, per_sample: Floats, intervals: Floats) -> Floats:
         """Sum over each of `intervals` (k, 2) of something each sample (n,) has; shares of it at the ends."""
-        return np.diff(np.interp(intervals, self.t_s, np.cumsum(per_sample)), axis=1)[:, 0]
+        return np.asarray(np.diff(np.interp(intervals, self.t_s, np.cumsum(per_sample)), axis=1)[:, 0])
 
     def near(self, t: Floats) -> Floats:
         """Mean power around each of the times, over one update period to each side, as far as there are samples."""

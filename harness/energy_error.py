@@ -94,7 +94,7 @@ def _held(curve: Curve, intervals: Floats) -> Floats:
     moved = np.zeros(len(p))
     inner = slice(1, len(p) - 1)
     moved[inner] = (s.slack_s[: len(p)][inner] * (p[2:] - p[:-2]) / 2) ** 2 / 3
-    squares = K**2 * curve.between(moved, intervals)
+    squares = K**2 * (curve.between(moved, intervals) + np.sum(_beyond(curve, intervals), axis=1))
     if s.channel.averaging_s is None:
         # A value may be that of its moment or the mean since the last refresh: up to half a period of lag.
         squares += (s.update.period_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]) ** 2
@@ -128,7 +128,7 @@ def _quantisation(curve: Curve, intervals: Floats, noise: float) -> Floats:
     is_cut = (edges[:-1] < start) | (edges[1:] > end)
     stay_s *= np.where(climbs, np.where(is_cut, CUT, CLIMB), 1.0)
     level_s = np.bincount(code[first] - np.min(code), stay_s)
-    return np.minimum(left * K * q * np.sqrt(np.sum(level_s**2) / 12), most)
+    return np.asarray(np.minimum(left * K * q * np.sqrt(np.sum(level_s**2) / 12), most))
 
 
 def _gap(curve: Curve, intervals: Floats) -> Floats:
@@ -172,7 +172,7 @@ def _counter(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats
     timing = curve.power_w[k] ** 2 * (near * slack[k] ** 2 + far * slack[k + 1] ** 2) / 3
     # What noise there is beyond that is the load's own: it swings around the line at the end itself as well.
     swing = np.maximum(0.0, noise - np.mean(curve.power_w**2) * np.mean(slack**2) / 3)
-    squares = np.sum(timing + swing * (1 + near + far) + _bent(curve, k, x), axis=1)
+    squares = np.sum(timing + swing * (1 + near + far) + _bent(curve, k, x) + _beyond(curve, intervals), axis=1)
     parts = {
         "edge": np.asarray(K_ESTIMATED * np.sqrt(squares)),
         "quantisation": np.full(len(intervals), K * s.quantum / np.sqrt(6)),  # one reading at each end
@@ -203,13 +203,24 @@ def _means(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats]:
     noise = min(np.median(np.diff(rough) ** 2) / 0.4549 / 6, (laws.parts[0] + UNTOLD) * laws.mean_square)
     k = curve.interval(intervals)
     squares = curve.between(moved, intervals) + noise * duration_s / s.update.period_s
-    squares += np.sum(_bent(curve, k, _share(curve, intervals, k)), axis=1)
+    squares += np.sum(_bent(curve, k, _share(curve, intervals, k)) + _beyond(curve, intervals), axis=1)
     return {"edge": np.asarray(K_ESTIMATED * np.sqrt(squares)), "quantisation": s.quantum / 2 * duration_s}
 
 
 def _share(curve: Curve, t: Floats, k: Ints) -> Floats:
     """How far each time is into its interval k between two samples, from 0 to 1."""
     return np.clip((t - curve.t_s[k]) / curve.h_s[k], 0.0, 1.0)
+
+
+def _beyond(curve: Curve, t: Floats) -> Floats:
+    """Squares, in J^2, of what can have happened between the last refresh and a time after it: one change of power.
+
+    The last power itself is known from two samples, each to +- slack of the time between them.
+    """
+    s, p = curve.samples, curve.power_w
+    since_s = np.maximum(0.0, t - s.t_s[-1])
+    known = (p[-1] * s.slack_s[-1] / curve.h_s[-1]) ** 2 * 2 / 3 if s.sums else 0.0
+    return np.asarray(since_s**2 * (np.mean(np.diff(p) ** 2) + known))
 
 
 def _bent(curve: Curve, k: Ints, x: Floats) -> Floats:

@@ -79,7 +79,7 @@ def mean_t(values: npt.ArrayLike) -> tuple[float, float]:
 
 def _finite(values: npt.ArrayLike) -> Floats:
     x = np.asarray(values, float).ravel()
-    return x[np.isfinite(x)]
+    return np.asarray(x[np.isfinite(x)])
 
 
 def _half_width(draws: Floats) -> float:

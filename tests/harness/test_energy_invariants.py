@@ -21,7 +21,7 @@ def samples(draw):
     """Times on an uneven grid, and powers (0.1 to 50 W) at them."""
     n = draw(st.integers(6, 60))
     steps = draw(st.lists(st.floats(0.01, 1.0), min_size=n, max_size=n))
-    watts = draw(st.lists(st.floats(0.1, 50.0), min_size=n, max_size=n))
+    watts = draw(st.lists(st.floats(0.1, 50.0), min_size=n, max_size=n, unique=True))  # repeats: see test_energy
     return np.cumsum(steps), np.array(watts)
 
 
