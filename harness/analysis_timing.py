@@ -149,12 +149,12 @@ def _latency_drift(view: View, found: Findings) -> None:
     steady = [e for e in view.run.engine.get("steady") or () if isinstance(e, dict)]
     unsettled = [e for e in steady if e.get("reached") is False]
     if unsettled:
-        last = unsettled[-1]
-        after_s = last.get("after_s")
+        latest = unsettled[-1]
+        after_s = latest.get("after_s")
         seconds = f"{after_s:.3g}" if isinstance(after_s, (int, float)) else "some"
         detail = (
             f"{len(unsettled)} of {len(steady)} warm-ups ended without becoming steady, the last after {seconds} s: "
-            f"{last.get('detail') or 'no detail'}; raise warmup_max_s"
+            f"{latest.get('detail') or 'no detail'}; raise warmup_max_s"
         )
         found.doubt(flags.NOT_STEADY, detail, voids=())
 

@@ -1,7 +1,7 @@
 """What every plugin must keep, as checks an author can call from a test: AssertionError says what was not kept.
 
-    def test_my_meter():
-        conformance.check_meter(MyMeter(...), seconds=1.0)
+def test_my_meter():
+    conformance.check_meter(MyMeter(...), seconds=1.0)
 """
 
 import json

@@ -76,8 +76,8 @@ def measurements(truth: Facts, results: Sequence[Facts], seed: int = 0) -> tuple
 
 def coco(truth: Facts, results: Sequence[Facts]) -> Coco:
     """COCO's average precisions, as pycocotools computes them. ValueError if there is no object to be found."""
-    from pycocotools.coco import COCO  # type: ignore[import-untyped]
-    from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         wanted, got = COCO(), COCO()

@@ -133,9 +133,7 @@ class FemtoDet(Workload):
     def flags(self) -> Sequence[Flag]:
         found = []
         if self.weights == SYNTHETIC:
-            detail = (
-                f"the weights are random (seed {self.seed}): accuracy means nothing; set weights to a checkpoint"
-            )
+            detail = f"the weights are random (seed {self.seed}): accuracy means nothing; set weights to a checkpoint"
             found.append(Flag(SYNTHETIC_WEIGHTS, quality.METRICS, detail))
         if self.data is None:
             detail = f"scenes drawn from seed {self.seed}, without ground truth; set data to your own pictures"
