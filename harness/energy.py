@@ -169,7 +169,7 @@ def energy(trace: Trace, channel: str, start_s: float, end_s: float, *, clock_bo
         stale_share=max(0.0, 1.0 - fresh / reads) if reads else 0.0,
         resets=int(lost),
         method=_method(s),
-        duration_s=end_s - start_s,
+        duration_s=float(end_s - start_s),
         sensor=f"{trace.meter}/{channel}",
     )
 

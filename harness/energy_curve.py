@@ -47,11 +47,11 @@ class Curve:
         k = self.interval(t)
         x = t - self.t_s[k]
         slope = (self.power_w[k + 1] - self.power_w[k]) / self.h_s[k]
-        return self.energy_j[k] + x * (self.power_w[k] + slope * x / 2)
+        return np.asarray(self.energy_j[k] + x * (self.power_w[k] + slope * x / 2))
 
     def energy(self, intervals: Floats) -> Floats:
         """Energy of each of `intervals` (k, 2)."""
-        return np.diff(self.at(intervals), axis=1)[:, 0]
+        return np.asarray(np.diff(self.at(intervals), axis=1)[:, 0])
 
     def between(self, per_sample: Floats, intervals: Floats) -> Floats:
         """Sum over each of `intervals` (k, 2) of something each sample (n,) has; shares of it at the ends."""
@@ -61,4 +61,4 @@ class Curve:
         """Mean power around each of the times, over one update period to each side, as far as there are samples."""
         period_s = self.samples.update.period_s
         low, high = np.maximum(self.t_s[0], t - period_s), np.minimum(self.t_s[-1], t + period_s)
-        return (self.at(high) - self.at(low)) / (high - low)
+        return np.asarray((self.at(high) - self.at(low)) / (high - low))

@@ -53,6 +53,7 @@ def result(sensor: str, wave: str, count: int) -> Result:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wave", WAVES)
 @pytest.mark.parametrize("sensor", SENSORS)
 def test_bar_holds_the_truth_and_is_not_too_wide(sensor: str, wave: str) -> None:
