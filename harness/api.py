@@ -33,6 +33,8 @@ class TransientError(HarnessError):
 class UsageError(HarnessError):
     """The asking was wrong (an input, an option, a store): nothing was started. The command line exits with 2."""
 
+    is_refusal = True  # an agent, which does not import this module, knows it by this
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is measured

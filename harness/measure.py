@@ -236,7 +236,6 @@ class _Session:
         """Runs the job to its end; _EndedError with the reason if it does not get there."""
         p = self._protocol
         steady = {"min_s": p.warmup_min_s, "max_s": p.warmup_max_s, "tolerance": p.steady_tolerance, "block_s": 0.5}
-        self._folder = self._device.scratch()
         process = self._device.start(
             "run",
             {
@@ -245,7 +244,7 @@ class _Session:
                 "item_count": self._job.item_count,
                 "item_phases": list(self._job.item_phases),
                 "isolate": list(self._job.isolate) if isolated_s else [],
-                "folder": self._folder,
+                "folder": f"{self._device.scratch()}/outputs",
                 "repeats": p.repeats,
                 "idle_s": p.idle_s,
                 "window_s": window_s,
@@ -253,6 +252,8 @@ class _Session:
                 "max_window_s": max(p.max_window_s, window_s),
                 "min_items": 1,
                 "steady": {**steady, "nodes": [dict(n) for n in self._device.steady_nodes()]},
+                "load_limit_s": p.load_timeout_s,
+                "item_limit_s": p.item_timeout_s,
                 "memory_limit_bytes": p.memory_limit_bytes,
                 "affinity": list(p.affinity) if p.affinity else None,
             },
@@ -261,6 +262,8 @@ class _Session:
             self._follow(process)
         finally:
             ended = process.stop()
+        if self._record.error is not None and self._record.error.get("kind") == "refused":
+            raise UsageError(str(self._record.error.get("message", "the agent refused the job")))
         if not self._record.is_done:
             raise _EndedError(_why(self._record, ended))
 
@@ -274,7 +277,9 @@ class _Session:
                 where = (record.stage, record.repeat, record.items_done, len(record.phases))
                 if where != progressed:
                     progressed, at = where, time.monotonic()
-                limit_s = {"load": p.load_timeout_s, "idle": p.idle_s + 30}.get(record.stage, p.item_timeout_s)
+                # The agent ends a hang itself and says where it hangs; this is for one that cannot any more.
+                limits_s = {"load": p.load_timeout_s, "idle": p.idle_s}
+                limit_s = limits_s.get(record.stage, p.item_timeout_s) + 15
                 if time.monotonic() - at > limit_s:
                     raise _EndedError(_hang(record, limit_s))
                 self._progress(Progress(record.stage, record.repeat, p.repeats, record.items_done, record.share))

@@ -34,7 +34,7 @@ def shown(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
 
         def line(step: Progress) -> None:
             nonlocal last
-            if step.stage != "prepare" and in_words(step) != last:  # a refusal stays a single line
+            if step.stage not in ("prepare", "load") and in_words(step) != last:  # a refusal stays a single line
                 last = in_words(step)
                 print(last, file=sys.stderr, flush=True)
 

@@ -82,7 +82,7 @@ def test_synthetic_weights_and_drawn_scenes_are_flagged(measured):
 def test_engine_facts_say_what_was_really_used(measured):
     _, run = measured
     assert run["engine"]["engine"] == "onnxruntime"
-    assert run["engine"]["provider"]
+    assert run["engine"]["provider_used"]
 
 
 def test_recompute_gives_the_same_numbers(measured):

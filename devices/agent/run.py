@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from edgewatt.devices.agent.agent import Agent, AskedToEndError, end_group, imported, leave, now_ns, packed
+from edgewatt.devices.agent.agent import (
+    Agent,
+    AskedToEndError,
+    RefusedError,
+    end_group,
+    imported,
+    leave,
+    now_ns,
+    packed,
+)
 from edgewatt.devices.agent.plan import Plan
 from edgewatt.devices.agent.steady import Steady, median
 
@@ -62,8 +71,13 @@ class Execution:
 
     def _load(self) -> None:
         start = self._begin("load", 0)
-        self._runner = imported(self._plan.runner, "runner")(self._plan.params)
-        engine = self._runner.load()
+        try:
+            self._runner = imported(self._plan.runner, "runner")(self._plan.params)
+            engine = self._runner.load()
+        except Exception as error:
+            if getattr(error, "is_refusal", False):  # an engine or a provider that is not there: nothing was run
+                raise RefusedError(str(error)) from error
+            raise
         end = now_ns()
         self._agent.emit("loaded", t_ns=end, engine=engine, pid=os.getpid(), settings=self._settings)
         self._end(start, end)
