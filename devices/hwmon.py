@@ -41,6 +41,11 @@ class Hwmon(AgentMeter):
         if update_s:  # two reads per refresh show how often it refreshes; more only load the bus
             rate_hz = min(rate_hz, max(2 / update_s, 1.0))
         job: dict[str, Any] = {"rate_hz": rate_hz}
+        # A register renewed more rarely than it is read shows its age by repeating; this is for the others.
+        age_s = min(update_s or 1 / rate_hz, 1 / rate_hz)
+        sensors = [
+            replace(s, channel=replace(s.channel, age_s=age_s if s.channel.kind == "gauge" else 0.0)) for s in sensors
+        ]
         if any(s.is_product for s in sensors):
             files = {s.channel.name: [str(f) for f in s.files] for s in sensors}
             job |= {"source": "edgewatt.devices.hwmon:source", "params": {"files": files}}

@@ -57,9 +57,10 @@ class Channel:
     gain_error: float | None = None  # relative error of the sensor at 95 %, from its data sheet; None: unknown
     parent: str | None = None  # the channel that contains this one; the two are never added
     wraps_at: float | None = None  # counters: the value after which it starts at 0 again; None: it never wraps
-    averaging_s: float | None = (
-        None  # gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown
-    )
+    # Gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown.
+    averaging_s: float | None = None
+    # Gauges: how old a reading may be when it is read, where the sensor renews its register at a pace of its own.
+    age_s: float = 0.0
 
     @property
     def is_energy(self) -> bool:

@@ -221,7 +221,7 @@ class Store:
             raise UsageError(f"store {self.address}: there is no store; run something first or name another --store")
         if not there and file and folder.is_dir() and file.name == addresses.DATABASE:
             others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-            if others:
+            if others and not file.is_file():  # another process may have made the store meanwhile
                 some = ", ".join(others[:3])
                 raise UsageError(f"store {self.address}: not a store, it holds {some}; name a new or an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
