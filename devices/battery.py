@@ -32,7 +32,7 @@ class Battery(AgentMeter):
     def _of(cls, device: Device, folder: Path) -> Battery:
         name = folder.name
         channels = (
-            Channel(f"{name} power", "power", "W", "gauge", f"all that battery {name} feeds", "battery", age_s=1 / RATE_HZ),
+            Channel(f"{name} power", "power", "W", "gauge", f"what battery {name} feeds", "battery", age_s=1 / RATE_HZ),
             Channel(f"{name} charging", "charging", "1", "gauge", f"{name}: 1 while something else feeds the device"),
             Channel(f"{name} voltage", "voltage", "V", "gauge", f"battery {name}"),
         )

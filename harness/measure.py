@@ -47,7 +47,7 @@ class Protocol:
     idle_s: float = 3.0  # idle before the first and after each window
     window_s: float = 10.0  # steady window, at least; made longer where a meter's update period asks for it
     isolated_s: float = 3.0  # each phase looped alone, at least; 0 leaves the isolated phases out
-    max_window_s: float = 120.0  # no window is made longer than this, not even for a slow meter
+    max_window_s: float = 120.0  # no window is made longer than this for a slow meter's sake
     warmup_min_s: float = 1.0
     warmup_max_s: float = 60.0
     steady_tolerance: float = 0.02  # relative change of block medians that still counts as steady
@@ -249,7 +249,7 @@ class _Session:
                 "idle_s": p.idle_s,
                 "window_s": window_s,
                 "isolated_s": isolated_s,
-                "max_window_s": max(p.max_window_s, window_s),
+                "max_window_s": 86400.0,  # every picture is seen once, however many there are
                 "min_items": 1,
                 "steady": {**steady, "nodes": [dict(n) for n in self._device.steady_nodes()]},
                 "load_limit_s": p.load_timeout_s,

@@ -14,6 +14,14 @@ def trend(values: Sequence[float]) -> float:
     return slope * (n - 1)
 
 
+def trend_noise(values: Sequence[float]) -> float:
+    """The standard error of `trend`, from how the values lie about that line (ordinary least squares)."""
+    n = len(values)
+    middle, mean, rise = (n - 1) / 2, sum(values) / n, trend(values) / (n - 1)
+    squares = sum((v - mean - rise * (k - middle)) ** 2 for k, v in enumerate(values))
+    return (n - 1) * (squares / (n - 2) / sum((k - middle) ** 2 for k in range(n))) ** 0.5
+
+
 def median(values: Sequence[float]) -> float:
     ordered = sorted(values)
     half = len(ordered) // 2
@@ -23,20 +31,28 @@ def median(values: Sequence[float]) -> float:
 class Steady:
     """The rule: each of the last `blocks` block medians of latency lies within `tolerance` (relative) of their median,
     the line through them changes by no more than that, and no node moved by more than its own tolerance (absolute, in
-    its unit) meanwhile. A node that gives no reading says nothing for or against."""
+    its unit) meanwhile. A node that gives no reading says nothing for or against.
+
+    A machine with other work to do never gets so quiet. There twice as many blocks are enough if what trend they have
+    is no larger than their own noise (two standard errors): latency that scatters, but goes nowhere.
+    """
 
     def __init__(self, tolerance: float, blocks: int = 5, nodes: Mapping[str, float] | None = None) -> None:
         self._tolerance, self._blocks = tolerance, max(blocks, 2)
-        self._latency_s: deque[float] = deque(maxlen=self._blocks)
+        self._all_s: deque[float] = deque(maxlen=2 * self._blocks)
         self._nodes = dict(nodes or {})
         self._readings: dict[str, deque[float]] = {name: deque(maxlen=self._blocks) for name in self._nodes}
 
     def add(self, latency_s: float, readings: Mapping[str, float | None] | None = None) -> None:
         """One block's median latency, and what the nodes read at its end."""
-        self._latency_s.append(latency_s)
+        self._all_s.append(latency_s)
         for name, value in (readings or {}).items():
             if value is not None:
                 self._readings[name].append(value)
+
+    @property
+    def _latency_s(self) -> Sequence[float]:
+        return list(self._all_s)[-self._blocks :]
 
     @property
     def spread(self) -> float:
@@ -63,7 +79,14 @@ class Steady:
     def reached(self) -> bool:
         if len(self._latency_s) < self._blocks:
             return False
-        return self.spread <= self._tolerance and abs(self.drift) <= self._tolerance and not self.moving
+        is_quiet = self.spread <= self._tolerance and abs(self.drift) <= self._tolerance
+        return (is_quiet or self.is_noise) and not self.moving
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether twice the blocks show no trend beyond their own noise."""
+        enough = len(self._all_s) == 2 * self._blocks >= 6
+        return enough and 0 < abs(trend(self._all_s)) <= 2 * trend_noise(self._all_s)
 
     @property
     def detail(self) -> str:
@@ -74,5 +97,7 @@ class Steady:
             f"latency of the last {self._blocks} blocks within {self.spread:.2%} of {median(self._latency_s):.4g} s"
         )
         parts = [f"{latency}, changing by {self.drift:+.2%} (limit {self._tolerance:.2%})", *self.moving]
+        if self.is_noise:
+            parts.append(f"{len(self._all_s)} blocks without a trend beyond their noise")
         parts += [f"{name} gave no reading" for name, seen in self._readings.items() if not seen]
         return "; ".join(parts)

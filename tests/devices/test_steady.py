@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from edgewatt.devices.agent.steady import Steady, trend
+from edgewatt.devices.agent.steady import Steady, trend, trend_noise
 
 
 def blocks_until_steady(rule: Steady, latency, most: int = 1000) -> int | None:
@@ -53,9 +53,24 @@ def test_drift_within_the_spread_allowed_is_still_seen_as_a_trend() -> None:
     assert not rule.reached
 
 
-def test_noise_within_the_tolerance_is_steady_and_beyond_it_is_not() -> None:
+def test_noise_within_the_tolerance_is_steady_and_beyond_it_takes_twice_the_blocks() -> None:
     assert blocks_until_steady(Steady(0.02, blocks=5), lambda k: 1 + 0.005 * (-1) ** k) == 5
-    assert blocks_until_steady(Steady(0.02, blocks=5), lambda k: 1 + 0.03 * (-1) ** k) is None
+    assert blocks_until_steady(Steady(0.02, blocks=5), lambda k: 1 + 0.03 * (-1) ** k) == 10
+
+
+def test_error_of_a_trend_is_the_textbooks() -> None:
+    # y = 0, 1, 0, 1 at x = 0..3: slope 0.2, residuals -0.2, 0.6, -0.6, 0.2, s^2 = 0.8 / 2, se = sqrt(0.4 / 5).
+    assert trend([0.0, 1.0, 0.0, 1.0]) == pytest.approx(0.6)
+    assert trend_noise([0.0, 1.0, 0.0, 1.0]) == pytest.approx(3 * math.sqrt(0.08))
+
+
+def test_trend_through_noise_is_not_steady() -> None:
+    # Rises by 3 % a block under noise of 3 %: over ten blocks the line changes by 27 %, its standard error is 3 %.
+    rng = random.Random(7)
+    rule = Steady(0.02, blocks=5)
+    for k in range(10):
+        rule.add(1 + 0.03 * k + rng.gauss(0, 0.03))
+    assert not rule.reached
 
 
 def test_random_noise_of_a_fifth_of_the_tolerance_settles_soon() -> None:
