@@ -27,6 +27,9 @@ UNTOLD = 0.03
 CLIMB, CUT = 0.1, 0.4
 """How much of a level's rounding error is left where the power climbs through it, whole or cut off; calibrated."""
 
+FILLED = 0.75
+"""Noise that smears rounding visits at least this share of the levels between its lowest and highest."""
+
 LAGS = 6
 TURNS = np.arange(0.0, 1.6, 0.3)
 """Smooth power shows in the roughness as cosines of so many radians a sample (0: slow; 1.5: four samples a turn)."""
@@ -107,18 +110,21 @@ def _quantisation(curve: Curve, intervals: Floats, noise: float) -> Floats:
     - Levels are independent of each other, so the squares of (time at the level x quantum) / 12 add.
     - A power that climbs (or falls) through a level by single quanta is as long below it as above: little is left.
     - Noise smears the rounding: exp(-2 pi^2 sigma^2 / quantum^2) of the bias is left (Widrow & Kollar, Quantization
-      Noise, 2008: the first term of the bias's Fourier series), and the noise itself is part of `sampling`.
+      Noise, 2008: the first term of the bias's Fourier series), and the noise itself is part of `sampling`. A load that
+      switches between levels far apart looks like noise but smears nothing: it leaves most levels between them empty.
     """
     q = curve.samples.quantum
     duration_s = intervals[:, 1] - intervals[:, 0]
     if q <= 0:
         return np.zeros(len(intervals))
-    left = np.exp(-2 * np.pi**2 * noise / (np.median(curve.h_s) * q) ** 2)
+    code = np.round(curve.power_w / q).astype(np.int64)
+    within = code[slice(*np.searchsorted(curve.t_s, [np.min(intervals), np.max(intervals)]))]
+    is_smeared = len(within) > 0 and len(np.unique(within)) >= FILLED * (np.ptp(within) + 1)
+    left = np.exp(-2 * np.pi**2 * noise / (np.median(curve.h_s) * q) ** 2) if is_smeared else 1.0
     most = q / 2 * duration_s
     if len(intervals) > 1 or left < 1e-6:  # many are short: one level each
         return np.asarray(left * most)
     t, (start, end) = curve.t_s, intervals[0]
-    code = np.round(curve.power_w / q).astype(np.int64)
     turn = np.flatnonzero(np.diff(code)) + 1
     first = np.concatenate([[0], turn])
     edges = np.concatenate([t[:1], (t[turn] + t[turn - 1]) / 2, t[-1:]])

@@ -153,7 +153,8 @@ def _is_held(t: Floats, v: Floats, seen: Ints, quantum: float) -> bool:
     returns = np.count_nonzero(w[2:] == w[:-2]) / (len(w) - 2)
     read_s = float(np.median(np.diff(t)))
     expected = len(v) * read_s / _period(t[seen], read_s)
-    return bool(repeats > HELD_SHARE * len(v) and single < len(seen) / 2 and returns < 0.5 and len(seen) > expected / 2)
+    enough = repeats >= 8 and repeats > HELD_SHARE * len(v)
+    return bool(enough and single < len(seen) / 2 and returns < 0.5 and len(seen) > expected / 2)
 
 
 def _counter(channel: Channel, t: Floats, v: Floats) -> Samples:
