@@ -82,6 +82,10 @@ def _levels(curve: Curve, intervals: Floats) -> dict[str, Floats]:
     parts = {"sampling": np.sqrt(K_ESTIMATED**2 * random + smooth)}
     if s.held:
         parts["edge"] = _held(curve, intervals)
+    elif s.channel.age_s > 0:
+        # A register renewed faster than it is read: every reading is up to age_s old, so the window saw what happened
+        # that much earlier. Nothing is lost by it where power is the same at both ends.
+        parts["edge"] = s.channel.age_s * np.abs(np.diff(curve.near(intervals), axis=1)[:, 0])
     parts["quantisation"] = _quantisation(curve, intervals, noise * laws.mean_square)
     if curve.has_gaps:
         parts["gap"] = _gap(curve, intervals)

@@ -1,5 +1,7 @@
 """Facts about energy that have a closed form or can be counted by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -343,3 +345,14 @@ def test_interval_in_a_gap_has_no_coverage():
 
 def test_no_intervals_give_no_energies():
     assert len(energies(noisy(), "x", np.empty((0, 2)))) == 0
+
+
+def test_age_of_a_register_widens_the_bar_by_what_happened_meanwhile():
+    # Power climbs by 2 W/s: over 10 s it ends 20 W higher, so seeing all of it up to 5 ms late costs up to 0.1 J.
+    t = np.arange(0.0, 12.0, 0.01)
+    p = 5 + 2 * t
+    fresh = Channel("VDD_IN", "power", "W", "gauge", "board", "rails", averaging_s=0.0)
+    aged = dataclasses.replace(fresh, age_s=0.005)
+    bars = [energy(Trace("m", "boottime", (c,), t, p[:, None]), "VDD_IN", 1.0, 11.0) for c in (fresh, aged)]
+    assert bars[0].energy_j == pytest.approx(bars[1].energy_j)
+    assert bars[1].parts["edge"] == pytest.approx(0.1, rel=0.01)

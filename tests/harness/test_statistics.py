@@ -1,7 +1,5 @@
 """Error bars against closed forms, scipy, and how often they hold the truth."""
 
-import time
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -33,13 +31,6 @@ def test_interval_of_a_quantile_holds_the_truth(q, n):
         value, half = quantile(random.exponential(size=n), q, k)
         inside.append(abs(value - true) <= half)
     assert np.mean(inside) > 0.88  # short of 95 % for few values, as bootstraps of quantiles are
-
-
-def test_a_hundred_thousand_latencies_take_no_time():
-    x = np.random.default_rng(4).lognormal(size=100_000)
-    began = time.process_time()
-    quantile(x, 0.99, 0)
-    assert time.process_time() - began < 0.5
 
 
 def test_same_seed_gives_the_same_bar():
