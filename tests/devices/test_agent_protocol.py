@@ -238,6 +238,23 @@ def test_file_that_vanishes_and_returns_is_read_again(agent: Plain, tmp_path: Pa
     assert (values[:, 1] == 7).all()
 
 
+def test_file_replaced_at_every_refresh_is_read_fresh_each_time(agent: Plain, tmp_path: Path) -> None:
+    path, is_over = node(tmp_path, "a", "0"), threading.Event()
+
+    def replace_again_and_again() -> None:
+        k = 0
+        while not is_over.wait(0.002):
+            k += 1
+            node(tmp_path, "new", str(k)).replace(path)
+
+    writer = threading.Thread(target=replace_again_and_again)
+    writer.start()
+    found = samples(agent.events("sample", sample_job(path, rate_hz=20, duration_s=1.0)))
+    is_over.set()
+    writer.join()
+    assert len(set(found.values[:, 0])) > 0.8 * len(found.t_ns)
+
+
 def test_column_is_called_as_the_job_says(agent: Plain, tmp_path: Path) -> None:
     job = sample_job(node(tmp_path, "a", "1")) | {"nodes": [{"path": str(tmp_path / "a"), "name": "VDD_IN"}]}
     assert next(e for e in agent.events("sample", job) if e["event"] == "sampling")["columns"] == ["VDD_IN"]
