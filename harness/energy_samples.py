@@ -67,6 +67,7 @@ class Samples:
     last_s: float
     fresh_s: Floats  # when the distinct refreshes were made
     reads_s: Floats  # when the channel was read
+    stamp_s: float = 0.0  # half the median duration of a read: stamped in its middle, it may be from either end
 
     def gaps(self) -> Floats:
         """Stretches (k, 2), in order, in which nothing was measured: missing reads, and the restarts of a counter."""
@@ -100,7 +101,8 @@ def _samples(trace: Trace, name: str) -> Samples:
         raise GapError(
             f"{trace.meter}/{name}: {len(t)} readings, wanted at least 2; sample for longer, or see that it can be read"
         )
-    return _counter(channel, t, v) if channel.kind == "counter" else _gauge(channel, t, v)
+    found = _counter(channel, t, v) if channel.kind == "counter" else _gauge(channel, t, v)
+    return replace(found, stamp_s=float(trace.facts.get("read_s") or 0.0) / 2)
 
 
 def _gauge(channel: Channel, t: Floats, v: Floats) -> Samples:

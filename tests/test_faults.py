@@ -129,19 +129,19 @@ def test_store_that_is_a_file_is_refused(edgewatt):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MB."""
+    """A file system of 80 MB, a little more than a store wants to see free."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.needs_root
 def test_full_disk_is_refused_before_anything_is_measured(edgewatt, small_disk):
-    (small_disk / "ballast").write_bytes(bytes((4 << 20) - 8192))
+    (small_disk / "ballast").write_bytes(bytes((80 << 20) - 8192))
     assert "disk" in edgewatt.refused("run", "misbehaving", "--set", *QUICK, "--store", small_disk / "runs")
     assert [p.name for p in small_disk.rglob("*") if p.suffix == ".parquet"] == []
 
@@ -154,7 +154,7 @@ def test_disk_that_fills_during_the_run_leaves_nothing_half_written(edgewatt, sm
             break
     with contextlib.suppress(OSError), (small_disk / "ballast").open("wb") as ballast:
         while True:
-            ballast.write(bytes(4096))
+            ballast.write(bytes(65536))
             ballast.flush()
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err

@@ -569,7 +569,9 @@ def end_group() -> None:
 
 def leave(status: int) -> NoReturn:
     """Ends at once: everything is written, and a library's teardown must not turn a good run into a crash."""
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody may be listening any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -356,3 +356,12 @@ def test_age_of_a_register_widens_the_bar_by_what_happened_meanwhile():
     bars = [energy(Trace("m", "boottime", (c,), t, p[:, None]), "VDD_IN", 1.0, 11.0) for c in (fresh, aged)]
     assert bars[0].energy_j == pytest.approx(bars[1].energy_j)
     assert bars[1].parts["edge"] == pytest.approx(0.1, rel=0.01)
+
+
+def test_read_that_lasts_widens_the_bar_of_a_counter():
+    # 10 W; each end's reading belongs anywhere within the 2 ms of its read: +- 10 mJ, uniform, at both ends.
+    t = np.arange(0.0, 12.0, 0.01)
+    c = Channel("pkg", "energy", "J", "counter", "socket", "package")
+    trace = Trace("m", "boottime", (c,), t, 10 * t[:, None], {"read_s": 0.002})
+    found = energy(trace, "pkg", 1.0, 11.0)
+    assert 2 * 0.01 * np.sqrt(2 / 3) <= found.uncertainty_j <= 4 * 0.01 * np.sqrt(2 / 3)
