@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,7 @@ def trend_noise(values: Sequence[float]) -> float:
     n = len(values)
     middle, mean, rise = (n - 1) / 2, sum(values) / n, trend(values) / (n - 1)
     squares = sum((v - mean - rise * (k - middle)) ** 2 for k, v in enumerate(values))
-    return (n - 1) * (squares / (n - 2) / sum((k - middle) ** 2 for k in range(n))) ** 0.5
+    return (n - 1) * math.sqrt(squares / (n - 2) / sum((k - middle) ** 2 for k in range(n)))
 
 
 def median(values: Sequence[float]) -> float:
