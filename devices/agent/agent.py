@@ -203,18 +203,21 @@ class Node:
     def __init__(self, path: str, name: str) -> None:
         self.path, self.name = path, name
         self.failures, self.text = 0, ""
-        self._fd = -1
-        # The kernel's own files stay; any other may be replaced at every refresh, so it is looked at every time.
+        self._fd, self._last = -1, b""
+        # The kernel's own files stay. Any other may be replaced at every refresh, which shows as a reading that stays.
         self._is_kernels = os.path.realpath(path).startswith(("/sys/", "/proc/"))
 
     def read(self) -> int:
         """The integer in the file, or MISSING."""
         try:
-            if not self._is_kernels:
-                self.reopen_if_removed()
             if self._fd < 0:
                 self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             content = os.pread(self._fd, 64, 0)
+            if content == self._last and not self._is_kernels and os.fstat(self._fd).st_nlink == 0:
+                self._close()
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                content = os.pread(self._fd, 64, 0)
+            self._last = content
             value = int(content)
             if not MISSING < value < -MISSING:
                 raise ValueError
