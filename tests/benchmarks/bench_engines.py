@@ -28,7 +28,8 @@ import numpy as np
 from edgewatt.workloads.femtodet import checkpoint, fold, graph
 from edgewatt.workloads.femtodet.variants import VARIANTS
 
-TURN_S = 0.1
+TURN_S = 0.2
+SETTLE_S = 0.2
 OURS = ("onnxruntime", "torch")
 OTHERS = ("ncnn", "ncnn-fp32", "ncnn-bf16", "torch-eager", "onnxruntime-plain")
 
@@ -152,6 +153,10 @@ def work(name: str, folder: str, threads: str, variant: str, size: int) -> None:
         call()
     print("ready", flush=True)
     for _ in sys.stdin:
+        # A turn begins with threads asleep, maybe on one core; a window of ten seconds does not.
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < SETTLE_S:
+            call()
         n, begin = 0, time.perf_counter()
         while time.perf_counter() - begin < TURN_S:
             call()
