@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgewatt.harness.api import Run
 from edgewatt.reports import breakdown, conclusions, latency, paper, scatter, views
@@ -56,10 +56,16 @@ def _one(run: Run, title: str) -> Figure:
 
 def _lines(run: Run) -> list[tuple[str, str, str]]:
     """The headline as rows: what, the value, the rest."""
-    rows = []
-    for tile in conclusions.headline(run):
-        rows += _tile_lines(tile)
-    return rows
+    return [line for tile in conclusions.headline(run) for row in _tile_lines(tile) for line in _wrapped(*row)]
+
+
+def _wrapped(name: str, value: str, rest: str) -> list[tuple[str, str, str]]:
+    """One row in as many lines as its words need; a value without a rest may be as wide as both."""
+    values = [value] if rest else textwrap.wrap(value, 72)
+    rests = textwrap.wrap(rest, 54) or [""]
+    lines = max(len(values), len(rests))
+    columns = ([name], values, rests)
+    return [tuple(c[k] if k < len(c) else "" for c in columns) for k in range(lines)]  # type: ignore[misc]
 
 
 def _tile_lines(tile: Tile) -> list[tuple[str, str, str]]:
@@ -101,18 +107,23 @@ def _card(axes: Axes, run: Run) -> None:
     axes.set_axis_off()
     step = 1 / (len(rows) + len(notes) + 1)
     y = 1.0
+
+    def put(x: float, text: str, **look: Any) -> None:
+        # Its room is reckoned by `_card_height`; the layout is not to squeeze the figures for it.
+        axes.text(x, y, text, transform=axes.transAxes, va="top", **look).set_in_layout(False)
+
     for text in notes[:2]:
-        axes.text(0, y, text, transform=axes.transAxes, va="top", fontsize=7, color="#444444")
+        put(0, text, fontsize=7, color="#444444")
         y -= step
     y -= step / 2
     for name, value, rest in rows:
-        axes.text(0, y, name, transform=axes.transAxes, va="top")
-        axes.text(0.3, y, value, transform=axes.transAxes, va="top", fontweight="bold")
-        axes.text(0.55, y, rest, transform=axes.transAxes, va="top", fontsize=7, color="#444444")
+        put(0, name)
+        put(0.3, value, fontweight="bold")
+        put(0.55, rest, fontsize=7, color="#444444")
         y -= step
     y -= step / 2
     for text in notes[2:]:
-        axes.text(0, y, text, transform=axes.transAxes, va="top", fontsize=7, color="#444444")
+        put(0, text, fontsize=7, color="#444444")
         y -= step
 
 
