@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewatt.devices import battery, governor, health, host_facts, sysfs, thermometers
+from edgewatt.devices.agent.agent import CLOCK
 from edgewatt.devices.transport import Subprocess
 from edgewatt.harness import plugins
 from edgewatt.harness.api import AgentProcess, Device, Facts, Flag, Meter, UsageError
@@ -29,7 +30,7 @@ class Host(Device):
     """The machine edgewatt runs on. `sysfs` is the root of its sensors, `rate_hz` how often they are asked."""
 
     kind = "host"
-    clock = "boottime" if hasattr(time, "CLOCK_BOOTTIME") else "monotonic"
+    clock = CLOCK
 
     def __init__(self, name: str = "host", sysfs: str = "/sys", rate_hz: float = RATE_HZ) -> None:
         self.name, self.sysfs, self.rate_hz = name, sysfs, rate_hz
@@ -65,10 +66,7 @@ class Host(Device):
         return self._agents.scratch()
 
     def meters(self) -> Sequence[Meter]:
-        found: list[Meter] = []
-        for name in plugins.available("meters"):
-            found += plugins.load("meters", name).found_on(self)
-        return found
+        return plugins.meters_found_on(self)
 
     def why_absent(self) -> dict[str, list[str]]:
         """Meter kind -> why its sensors are not used here, one sentence each with the next step."""

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from edgewatt.devices.agent.agent import CLOCK, now_ns
 from edgewatt.harness.api import HarnessError, Meter, Trace, TransientError
-
-CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class PolledMeter(Meter):
     """A meter read every `period_s`. A subclass sets `name`, `channels` and `period_s`, and defines `read`."""
 
     period_s = 0.1
-    clock = "boottime" if hasattr(time, "CLOCK_BOOTTIME") else "monotonic"
+    clock = CLOCK
     first_sample_s = 10.0  # how long `start` waits
 
     _thread: threading.Thread | None = None
@@ -86,17 +84,17 @@ class PolledMeter(Meter):
 
     def _poll_until_end(self) -> None:
         period_ns = int(self.period_s * 1e9)
-        start, k = time.clock_gettime_ns(CLOCK), 0
-        while not self._stopping.wait(max(0, start + k * period_ns - time.clock_gettime_ns(CLOCK)) * 1e-9):
-            before = time.clock_gettime_ns(CLOCK)
+        start, k = now_ns(), 0
+        while not self._stopping.wait(max(0, start + k * period_ns - now_ns()) * 1e-9):
+            before = now_ns()
             try:
                 values = tuple(self.read())
                 if len(values) != len(self.channels):
                     raise HarnessError(f"{self.name}: read {len(values)} values for {len(self.channels)} channels")
-                after = time.clock_gettime_ns(CLOCK)
+                after = now_ns()
             except (TransientError, OSError) as error:
                 self._failures, self._text = self._failures + 1, str(error)
-                after, values = time.clock_gettime_ns(CLOCK), (math.nan,) * len(self.channels)
+                after, values = now_ns(), (math.nan,) * len(self.channels)
                 self._samples_or_nothing(before, after, values)
             else:
                 self._samples.append((before, after, values))

@@ -169,7 +169,7 @@ def _channels(zones: Sequence[Zone]) -> tuple[Channel, ...]:
 
 
 def _package_of(zone: Zone) -> str:
-    """A name for the package of a part whose own zone is unreadable or dead: "package-0" by the folder's numbers."""
+    """A name for the package of a part whose own zone is unreadable or dead: "zone-0" by the folder's numbers."""
     numbers = zone.key.split(":")[1:]
     return f"zone-{numbers[0]}" if len(numbers) == 2 else ""
 

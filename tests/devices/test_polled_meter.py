@@ -1,6 +1,8 @@
 """A meter of which only `read` was written."""
 
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -121,3 +123,19 @@ def test_late_reading_does_not_delay_the_next() -> None:
     offset_s = (trace.t_s - trace.t_s[0] + 0.0025) % 0.005 - 0.0025
     assert abs(np.median(offset_s[10:30])) < 0.001
     assert np.diff(trace.t_s)[4:].max() < 0.04
+
+
+WITHOUT_BOOTTIME = """
+import time
+del time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC, time.clock_gettime_ns
+from edgewatt.devices import polled_meter
+from edgewatt.devices.agent import agent
+from edgewatt.devices.host import Host
+print(polled_meter.PolledMeter.clock, Host.clock, agent.CLOCK, polled_meter.now_ns is agent.now_ns)
+"""
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="needs a system with CLOCK_BOOTTIME to take it away")
+def test_where_there_is_no_boottime_clock_the_agent_the_host_and_the_meter_still_share_one() -> None:
+    told = subprocess.run([sys.executable, "-c", WITHOUT_BOOTTIME], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["monotonic", "monotonic", "monotonic", "True"]
