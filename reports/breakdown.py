@@ -28,6 +28,8 @@ _CAUSES = {
     "drift": ("drift of idle power", "#4D4D4D"),
     "idle step": ("drift of idle power", "#4D4D4D"),
     "smear": ("slow sensor between phases", "#B08D57"),
+    "gap": ("gaps between readings", "#B08D57"),
+    "rounding": ("rounding of the arithmetic", colours.BLACK),
 }
 _SLICE = "window/"  # a phase of the items within the windows, not looped alone
 NEGLIGIBLE = 0.001  # a part below this share is in the table only
@@ -126,12 +128,14 @@ def budget(r: Result) -> Bar | None:
     total = sum(w * w for w in widths.values())
     if total <= 0:
         return None
-    ordered = sorted(widths.items(), key=lambda kw: -kw[1])
+    ordered = sorted(((k, w) for k, w in widths.items() if w), key=lambda kw: -kw[1])
     parts = []
     for cause, w in ordered:
         words, colour = _CAUSES.get(cause, (cause.replace("_", " "), colours.BLACK))
         parts.append(Part(words, w * w / total, format_half_width(w, m.unit), colour))
-    return Bar(f"{r.label}, {_of(m)}", str(r.quantity), tuple(parts), void=r.void_reason)
+    # None of it is no claim that the sensor is exact.
+    note = "No gain error is stated for this sensor, so none is in the bar." if widths.get("gain") == 0 else ""
+    return Bar(f"{r.label}, {_of(m)}", str(r.quantity), tuple(parts), note, r.void_reason)
 
 
 def _of(m: Measurement) -> str:

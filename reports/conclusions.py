@@ -14,7 +14,7 @@ from edgewatt.reports.numbers import Quantity, quantity
 BOUNDARIES = ("wall", "dc-input", "battery", "board", "module", "package", "rails", "")
 
 ENERGY, ENERGY_NET = "energy_per_inference_j", "energy_per_inference_net_j"
-_WHOLE = ("window", "run", "")  # phases of figures that speak of whole items
+_WHOLE = ("window", "run", "")  # phases of figures that speak of whole items while they are worked on
 LATENCY = ("latency_s", "latency_p50_s")  # the median, under either name
 
 
@@ -59,7 +59,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline figure, with the lesser ones under it; `words` instead of a figure where there is none."""
+    """One headline figure, with the lesser ones under it; `words` say why there is none, or none that stands."""
 
     label: str
     main: Result | None
@@ -110,10 +110,9 @@ def breadth(boundary: str) -> int:
 
 
 def whole(run: Run, metric: str) -> list[Result]:
-    """The results of one metric that speak of whole items (not of one of their phases), the widest boundary first."""
-    found = [
-        r for r in results(run) if r.measurement.metric == metric and r.measurement.phase in ("window", "idle", "")
-    ]
+    """The results of one metric that speak of whole items (not of one of their phases, nor of idle), the widest
+    boundary first."""
+    found = [r for r in results(run) if r.measurement.metric == metric and r.measurement.phase in _WHOLE]
     return sorted(found, key=lambda r: breadth(r.measurement.boundary))
 
 
@@ -124,12 +123,12 @@ def best(run: Run, metric: str, meter: str | None = None) -> Result | None:
 
 
 def no_joules(run: Run) -> str:
-    """Why a run has no valid energy per inference, in words that start with "no joules"; "" when it has one."""
+    """Why a run has no valid energy per inference, in words; "" when it has one."""
     energies = whole(run, ENERGY)
     if any(r.is_valid for r in energies):
         return ""
     if energies:
-        return f"no joules: {_reasons([f for r in energies for f in r.voided_by])}"
+        return f"joules were measured, but are void: {_reasons([f for r in energies for f in r.voided_by])}"
     has_sensor = any(c.is_energy for t in run.traces for c in t.channels)
     if run.error and (has_sensor or not run.traces):
         return "no joules: the run ended before they were measured"
@@ -158,8 +157,9 @@ def headline(run: Run) -> list[Tile]:
 
     tiles = [Tile("Energy per inference, gross", energy, (net,) if net else (), no_joules(run))]
     latency = next((r for k in LATENCY if (r := best(run, k))), None)
-    tiles.append(Tile("Latency, median", latency, lesser("latency_p90_s", "latency_p99_s"), absent))
-    tiles.append(Tile("Throughput", best(run, "throughput_fps"), (), absent))
+    tiles.append(Tile("Latency, median", latency, lesser("latency_p90_s", "latency_p99_s"), "" if latency else absent))
+    throughput = best(run, "throughput_fps")
+    tiles.append(Tile("Throughput", throughput, (), "" if throughput else absent))
     if power:
         tiles.append(Tile("Power, gross", power, (*lesser("power_net_w", of=meter), *idle_power(run, meter))))
     quality = best(run, "ap")

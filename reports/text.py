@@ -47,8 +47,8 @@ def summary(run: Run) -> str:
         lines.append("doubts")
     for d in conclusions.doubts(run):
         about = f"{d.flag.replace('_', ' ')} ({d.meter})" if d.meter else d.flag.replace("_", " ")
-        void = f" Not usable: {', '.join(d.voids)}." if d.voids else ""
-        lines += _wrapped(f"{about}: {f'{d.meaning} {d.detail}'.strip().rstrip('.')}.{void}", "  - ")
+        void = f" Not usable: {'; '.join(d.voids)}." if d.voids else ""
+        lines += _wrapped(f"{about}: {f'{d.meaning} Evidence: {d.detail}'.strip().rstrip('.')}.{void}", "  - ")
     if run.warnings:
         lines.append("warnings")
         for w in run.warnings:

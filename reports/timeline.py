@@ -73,12 +73,6 @@ class Timeline:
     end_s: float
     notes: tuple[str, ...]
 
-    @property
-    def thinned(self) -> tuple[str, ...]:
-        """Which series are drawn with fewer points than they have, in words."""
-        every = [(p, s) for p in self.panels for s in p.series if s.points.shown < s.points.total]
-        return tuple(f"{s.label}: {s.points.shown} of {s.points.total} points" for _, s in every)
-
 
 def timeline(run: Run) -> Timeline:
     """The run over time, from its first phase on; without phases from its first sample on."""

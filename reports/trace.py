@@ -34,16 +34,23 @@ def write(run: Run, path: Path) -> None:
 def caption(panel: Panel) -> str:
     """What a reader must know of a panel's lines."""
     said = []
-    if any(s.is_difference for s in panel.series):
-        names = ", ".join(s.label for s in panel.series if s.is_difference)
-        said.append(f"{names}: an energy counter, shown as power: the mean between two fresh readings, drawn as steps.")
+    counters = [s.label for s in panel.series if s.is_difference]
+    if counters:
+        which = "" if len(counters) == len(panel.series) else f" ({', '.join(counters)})"
+        what = f"An energy counter{which} is" if len(counters) == 1 else f"Energy counters{which} are"
+        said.append(f"{what} shown as power: the mean between two fresh readings, drawn as steps.")
     if any(s.idle is not None for s in panel.series):
         said.append("Dotted lines: the measured idle level of the channel in the same colour.")
     thin = [s for s in panel.series if s.points.shown < s.points.total]
-    for s in thin:
-        said.append(f"{s.label}: drawn {s.points.shown} of {s.points.total} points, the extremes among them.")
+    counts = {f"{s.points.shown} of {s.points.total} points" for s in thin}
     if not thin:
         said.append("Every point is drawn.")
+    elif len(counts) == 1 and len(thin) == len(panel.series):
+        each = " of each line" if len(thin) > 1 else ""
+        said.append(f"Drawn are {counts.pop()}{each}, the extremes among them.")
+    else:
+        named = "; ".join(f"{s.label} {s.points.shown} of {s.points.total}" for s in thin)
+        said.append(f"Some lines are drawn with fewer points than they have, the extremes among them: {named}.")
     return " ".join(said)
 
 

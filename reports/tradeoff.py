@@ -141,9 +141,10 @@ def _many(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any]:
     ]
     dates = sorted(r.created_utc for r in runs)
     counts = sorted({conclusions.repeats(r) for r in runs})
-    repeats = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    repeats = f"{number} repeat{'s' * (counts[-1] != 1)}"
     return {
-        "subtitle": (f"{len(runs)} runs, {repeats} repeats each, from {dates[0]} to {dates[-1]}",),
+        "subtitle": (f"{len(runs)} runs, {repeats} each, from {dates[0]} to {dates[-1]}",),
         "columns": [metrics.label(c) for c in columns],
         "rows": rows,
         "planes": planes,

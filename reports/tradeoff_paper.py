@@ -80,7 +80,7 @@ def _tile_lines(tile: Tile) -> list[tuple[str, str, str]]:
         # A voided figure stands in brackets: a line through it would be lost when the text is copied.
         value = str(r.quantity) if r.is_valid else f"({r.quantity})"
         rows.append((tile.label if k == 0 else r.label, value, ", ".join(p for p in rest if p)))
-    if tile.words.startswith("no joules"):
+    if tile.words:
         rows.insert(0, (tile.label, tile.words, ""))
     return rows
 
@@ -90,7 +90,7 @@ def _notes(run: Run) -> list[str]:
     if run.error:
         said.append(f"This run ended badly ({run.error.kind.replace('_', ' ')}): {run.error.message}")
     for d in conclusions.doubts(run):
-        void = f" Void: {', '.join(d.voids)}." if d.voids else ""
+        void = f" Void: {'; '.join(d.voids)}." if d.voids else ""
         said.append(f"{d.flag.replace('_', ' ').capitalize()}{f' ({d.meter})' if d.meter else ''}: {d.detail}.{void}")
     return [line for text in said for line in textwrap.wrap(text, 120)]
 

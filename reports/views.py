@@ -96,7 +96,7 @@ def title(run: Run) -> str:
 def subtitle(run: Run) -> tuple[str, ...]:
     """The model and how it ran; the run's id and date."""
     keys = ("variant", "size", "weights")
-    model = [f"{k} {run.spec[k]}" for k in keys if run.spec.get(k) is not None]
+    model = [f"{k} {run.spec[k]}" for k in keys if run.spec.get(k) not in (None, "auto")]
     engine = [run.engine[k] for k in ("engine", "version", "provider_used") if run.engine.get(k)]
     model += [" ".join(str(e) for e in engine)] if engine else []
     model += [f"{run.engine['threads']} threads"] if run.engine.get("threads") else []
@@ -112,9 +112,11 @@ def _shown(run: Run) -> Iterator[str]:
     seconds = sum(p.duration_s for p in windows)
     asked = run.spec.get("repeats")
     of = f" of {asked} asked" if asked is not None and asked != len(windows) else ""
+    kept = f" with {n} whole items, every one of them kept" if n else ", without a whole item"
     yield (
-        f"Shown: run {run.id} of {run.created_utc}, attempt {run.attempt + 1}; {len(windows)} steady windows{of} "
-        f"({format_quantity(seconds, None, 's')} in all) with {n} whole items, every one of them kept."
+        f"Shown: run {run.id} of {run.created_utc}, attempt {run.attempt + 1}; "
+        f"{len(windows)} steady window{'s' * (len(windows) != 1)}{of} "
+        f"({format_quantity(seconds, None, 's')} in all){kept}."
     )
     warm = latency.warmup_items(run)
     if warm:
@@ -124,7 +126,7 @@ def _shown(run: Run) -> Iterator[str]:
         if not r.is_valid:
             void.setdefault(r.void_reason, []).append(r.label)
     for reason, names in void.items():
-        yield f"Void, and shown struck out: {', '.join(dict.fromkeys(names))} ({reason})."
+        yield f"Void, and shown struck out: {'; '.join(dict.fromkeys(names))} ({reason})."
     for t in run.traces:
         missing = np.isnan(t.values).sum(axis=0)
         said = [f"{int(m)} of {c.name}" for c, m in zip(t.channels, missing, strict=True) if m]

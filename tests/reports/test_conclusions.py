@@ -40,6 +40,13 @@ def test_idle_power_is_not_taken_for_the_power_of_the_run():
     assert [r.label for r in tile.lesser] == ["Idle power"]
 
 
+def test_run_that_got_no_further_than_idle_has_no_power_of_its_own():
+    idle = Measurement("power_w", 1.0, 0.02, "W", "idle", 1, "by hand", "rapl", "package")
+    run = hand_run(measured=[idle], error=RunError("hung", "no sign of life for 30 s"))
+    assert conclusions.best(run, "power_w") is None
+    assert [t.label for t in conclusions.headline(run) if t.main] == []
+
+
 def test_net_and_power_stand_beside_the_energy_of_the_same_meter():
     other = energy(9.0, "psu", "wall")
     tile = conclusions.headline(hand_run(measured=[*MEASURED, other]))[0]
@@ -64,7 +71,7 @@ def test_sensor_that_could_not_support_a_figure_says_why():
 
 def test_voided_energy_is_no_joules_with_the_flag_as_reason():
     run = hand_run(flags=[Flag("charging", ("energy_per_inference_j",), "62 % of the readings", "rapl")])
-    assert conclusions.no_joules(run) == "no joules: charging (62 % of the readings)"
+    assert conclusions.no_joules(run) == "joules were measured, but are void: charging (62 % of the readings)"
     assert conclusions.no_joules(hand_run()) == ""
 
 

@@ -28,7 +28,12 @@ def test_flags_are_told_in_words_with_their_evidence():
     run = hand_run(flags=[Flag("charging", ("energy_j",), "62 % of the readings", "battery")])
     told = " ".join(text.summary(run).split())
     assert "charging (battery): The battery was being charged" in told
-    assert "62 % of the readings. Not usable: Energy." in told
+    assert "Evidence: 62 % of the readings. Not usable: Energy." in told
+
+
+def test_voided_metrics_whose_names_hold_commas_are_told_apart():
+    run = hand_run(flags=[Flag("throttled", ("latency_s", "latency_p90_s"), "fell by 30 %")])
+    assert "Not usable: Latency, median; Latency, p90." in " ".join(text.summary(run).split())
 
 
 def test_run_without_power_says_so_and_shows_no_joule():

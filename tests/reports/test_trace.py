@@ -48,14 +48,11 @@ def test_every_panel_of_the_run_is_there(tmp_path):
 def test_counter_shown_as_power_says_so(tmp_path):
     t = np.arange(100.0, 110.0, 0.1)
     run = bare_run(phases=[WINDOW], traces=[trace_of(COUNTER, t, 5 * t)])
-    assert (
-        "m: package-0: an energy counter, shown as power: the mean between two fresh readings"
-        in shown(run, tmp_path).text
-    )
+    assert "An energy counter is shown as power: the mean between two fresh readings" in shown(run, tmp_path).text
 
 
 def test_thinned_lines_say_how_many_points_are_drawn(tmp_path):
-    said = re.search(r"m: VDD: drawn (\d+) of 20000 points", shown(fast(), tmp_path).text)
+    said = re.search(r"Drawn are (\d+) of 20000 points", shown(fast(), tmp_path).text)
     assert said
     assert 1000 < int(said[1]) <= 4000
     assert "Every point is drawn." in shown(fast(500), tmp_path).text

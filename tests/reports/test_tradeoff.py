@@ -45,7 +45,7 @@ def test_card_holds_the_numbers_of_the_run(tmp_path):
 def test_voided_figure_is_struck_out_and_named(tmp_path):
     run = hand_run(flags=[Flag("charging", ("energy_per_inference_j",), "62 % of the readings", "rapl")])
     found = shown(run, tmp_path)
-    assert "no joules: charging (62 % of the readings)" in found.text
+    assert "joules were measured, but are void: charging (62 % of the readings)" in found.text
     assert "12.35 ± 0.50 mJ void: charging" in found.text
     assert "figure void" in [a["class"] for a in found.of_class("figure")]
     assert "Not usable because of it: Energy per inference." in found.text
@@ -146,6 +146,14 @@ def test_run_with_nothing_in_it_has_a_page(tmp_path):
     text = shown(bare_run(), tmp_path).text
     assert "This run left no measurements." in text
     assert "no joules: board has no power sensor that could be read" in text
+
+
+def test_gain_that_nobody_states_is_not_shown_as_an_exact_sensor(tmp_path):
+    parts = {"gain": 0.0, "edge": 0.0005}
+    run = hand_run(measured=[dataclasses.replace(m, parts=parts) if m.parts else m for m in MEASURED])
+    text = shown(run, tmp_path).text
+    assert "No gain error is stated for this sensor" in text
+    assert "sensor's gain" not in text
 
 
 def test_energy_without_parts_has_no_budget(tmp_path):
