@@ -38,7 +38,9 @@ class Entry:
 
     def open(self) -> Device:
         """The device; whoever asks for it closes it."""
-        device: Device = plugins.load("devices", self.kind).from_config(self.name, self.address, self.options)
+        kind = plugins.load("devices", self.kind)
+        with plugins.blamed("devices", self.kind, f"opening {self.name}"):
+            device: Device = kind.from_config(self.name, self.address, self.options)
         return device
 
     def attached(self, device: Device, more: tuple[str, ...] = ()) -> list[Meter]:
@@ -47,13 +49,20 @@ class Entry:
         for name, options in self.meters.items():
             rest = {k: v for k, v in options.items() if k not in ("kind", "port", "address")}
             address = str(options.get("port", options.get("address", "")))
-            meter = plugins.load("meters", str(options["kind"])).attached_to(device, address, **rest)
+            meter = _attached(str(options["kind"]), device, address, rest)
             meter.name = name
             found.append(meter)
         for text in more:
             kind, _, address = text.partition(":")
-            found.append(plugins.load("meters", kind).attached_to(device, address))
+            found.append(_attached(kind, device, address, {}))
         return found
+
+
+def _attached(name: str, device: Device, address: str, options: Mapping[str, Any]) -> Meter:
+    kind = plugins.load("meters", name)
+    with plugins.blamed("meters", name, f"attaching it to {device.name} at {address!r}"):
+        meter: Meter = kind.attached_to(device, address, **options)
+    return meter
 
 
 def entries(path: Path | None = None) -> dict[str, Entry]:

@@ -1,12 +1,13 @@
 """Devices, meters and workloads by name, built-in ones and other people's alike, found by entry points."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from edgewatt.harness.api import UsageError
+from edgewatt.harness.api import Device, HarnessError, Meter, UsageError
 
 Group = Literal["devices", "meters", "workloads"]
 
@@ -40,3 +41,31 @@ def load(group: Group, name: str) -> Any:
         return known[name].load()
     except ImportError as error:
         raise UsageError(f"{group[:-1]} {name} cannot be loaded: {error}; install the extra it needs") from error
+    except Exception as error:  # other people's code: it may raise anything
+        raise _blame(group, name, f"loading {known[name].value}", error) from error
+
+
+@contextmanager
+def blamed(group: Group, name: str, what: str) -> Iterator[None]:
+    """Inside, a plugin does `what`; anything it raises that is not a HarnessError becomes a UsageError naming it."""
+    try:
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:  # other people's code: it may raise anything
+        raise _blame(group, name, what, error) from error
+
+
+def meters_found_on(device: Device) -> list[Meter]:
+    """Every meter that a plugin finds on the device by itself."""
+    found: list[Meter] = []
+    for name in available("meters"):
+        kind = load("meters", name)
+        with blamed("meters", name, f"looking for it on {device.name}"):
+            found += kind.found_on(device)
+    return found
+
+
+def _blame(group: Group, name: str, what: str, error: Exception) -> UsageError:
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return UsageError(f"{group[:-1]} plugin {name}: {what} raised {said}; mend or uninstall it")
