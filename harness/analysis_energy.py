@@ -76,7 +76,11 @@ class _Figure:
         total = sum_of(each)
         known = all(c.gain_error is not None for c in source.channels)
         gain = "" if known else "; the sensor's gain error is not published, so it is not in the bar"
-        return _Figure(total.energy_j, dict(total.parts), f"{source.name}: {total.method}{gain}")
+        parts = dict(total.parts)
+        if source.is_still:
+            parts["quantisation"] = math.nan  # and with it the whole bar
+            gain += "; its reading never changed and its step is unknown, so there is no error bar"
+        return _Figure(total.energy_j, parts, f"{source.name}: {total.method}{gain}")
 
 
 def _part_figures(view: View, source: Source, found: Findings) -> None:
@@ -95,9 +99,10 @@ def _figures(view: View, source: Source, found: Findings) -> None:
     if update.known:
         found.measured("update_period_s", update.period_s, None, "s", WHOLE_RUN, update.fresh, method, source.meter)
     else:
+        bars = "have no error bars" if source.is_still else "have error bars that take every reading for a fresh one"
         found.warnings.append(
-            f"{source.meter}: how often its sensor renews a reading cannot be told from them ({method}); error bars "
-            "take every reading for a fresh one"
+            f"{source.meter}: how often its sensor renews a reading cannot be told from them ({method}); its figures "
+            f"{bars}"
         )
     energies = {name: _phase_energies(view, source, name, found) for name in view.names}
     short, why = too_short(source, view.shortest_s(looped(view)))
@@ -200,7 +205,8 @@ def _net(
         return
     # One idle alone stands for both sides; its error then counts once, not as two independent ones.
     nets = [net(e, pair[0][1], pair[-1][1]) for e, pair in zip(each, around, strict=True)]
-    parts = dict(sum_of(each).parts)
+    gross = _Figure.of(source, each)
+    parts = dict(gross.parts)
     parts["gain"] = math.fsum(n.parts["gain"] for n in nets)
     parts["idle"] = math.fsum(
         n.parts["idle"] * (1 if len(pair) == 2 else math.sqrt(2)) for n, pair in zip(nets, around, strict=True)
@@ -208,7 +214,7 @@ def _net(
     parts["drift"] = math.hypot(*(n.parts["drift"] for n in nets))
     amounts = [n.energy_j for n in nets]
     sides = "before and after" if all(len(pair) == 2 for pair in around) else "on one side only"
-    figure = _Figure(math.fsum(amounts), parts, f"{_Figure.of(source, each).method}; less the mean idle power {sides}")
+    figure = _Figure(math.fsum(amounts), parts, f"{gross.method}; less the mean idle power {sides}")
     seconds_each = np.array([p.duration_s for p in phases])
     _put("energy_net_j", figure, 1.0, "J", source, name, len(each), figure.method, {}, found)
     spread, words = _spread(amounts, seconds_each)

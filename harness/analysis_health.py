@@ -58,7 +58,7 @@ def _level(values: Floats, inside: Sequence[Ints], quantum: float | None) -> _Le
         parts["quantisation"] = quantum / 2
     if len(by_window) > 1:
         parts["repeats"] = statistics.mean_t(np.array([v.mean() for v in by_window]))[1]
-    width = math.hypot(*parts.values()) if parts else None
+    width = math.hypot(*parts.values()) or None  # readings that are all alike say nothing of how well they are known
     return _Level(float(every.mean()), width, parts, float(every.min()), float(every.max()), len(every))
 
 

@@ -25,6 +25,7 @@ from edgewatt.harness.energy import (
 COVERED = 0.95  # the least share of a window that must lie near a fresh reading
 EDGES = 0.02  # the most that the edges of a window may add to its energy's uncertainty
 STALE_PERIODS = 20  # a sensor whose readings change by chance stands still for so long once in a million times
+USUAL_READS, USUAL_SHARE = 100, 0.95  # a sensor that gave so many readings, and so many of them new, is no still load
 STALE_SHARE = 0.05  # and a shorter part of the window than this does not matter
 CLOCK_SHARE = 0.01  # the most of a phase's energy that may hang on which clock is right
 SLICE_PERIODS = 20  # see `supported`
@@ -56,6 +57,14 @@ class Source:
         """Energy between two times; GapError where a channel's samples do not carry it."""
         each = [energy(self.trace, c.name, start_s, end_s, clock_bound_s=self.bound_s) for c in self.channels]
         return each[0] if len(each) == 1 else sum_of(each)
+
+    @property
+    def is_still(self) -> bool:
+        """Whether a channel showed one reading all along, in steps of a size nobody told us.
+
+        What it stands for may then be anything that rounds to that reading: there is no error bar to be had.
+        """
+        return any(not c.quantum and update_period(self.trace, c.name).fresh == 1 for c in self.channels)
 
     @property
     def renewal(self) -> str:
@@ -208,34 +217,57 @@ def _gaps(view: View, source: Source, found: Findings) -> None:
 
 
 def _stale(view: View, source: Source, found: Findings) -> None:
-    """A sensor that used to change and then repeats itself, judged by its own update period over the whole trace."""
+    """A sensor that used to change and then repeats itself, judged by its own update period over the whole trace.
+
+    And counters that never grew: power may stand still for as long as it likes, energy cannot.
+    """
+    counters = [c for c in source.channels if c.kind == "counter"]
+    if counters and all(update_period(source.trace, c.name).fresh == 1 for c in counters):
+        seconds = float(np.ptp(source.trace.t_s))
+        found.doubt(flags.STALE, f"{source.name} counted nothing in {seconds:.3g} s (limit: some growth)", source.meter)
     for channel in source.channels:
-        update = update_period(source.trace, channel.name)
-        if not update.known:
-            continue
         column = source.trace.column(channel.name)
+        usual_s = _usual_s(source.trace, channel.name)
+        if usual_s is None:
+            continue
         for k, p in enumerate(view.named(WINDOW)):
             inside = slice(*np.searchsorted(source.trace.t_s, [p.start_s, p.end_s]))
             good = np.isfinite(column[inside])
-            longest_s = _longest_repeat_s(source.trace.t_s[inside][good], column[inside][good])
-            limit_s = max(STALE_PERIODS * update.period_s, STALE_SHARE * p.duration_s)
+            t_s = source.trace.t_s[inside][good]
+            longest_s = float(np.ptp(t_s[_longest_repeat(t_s, column[inside][good])])) if len(t_s) else 0.0
+            limit_s = max(STALE_PERIODS * usual_s, STALE_SHARE * p.duration_s)
             if longest_s > limit_s:
                 detail = (
                     f"{channel.name} repeated one reading for {longest_s:.3g} s of window {k + 1}; it usually changes "
-                    f"every {update.period_s:.3g} s (limit {limit_s:.3g} s)"
+                    f"every {usual_s:.3g} s (limit {limit_s:.3g} s)"
                 )
                 found.doubt(flags.STALE, detail, source.meter)
                 break
 
 
-def _longest_repeat_s(t_s: Floats, values: Floats) -> float:
-    """The longest time over which the readings did not change."""
-    if len(t_s) < 2:
-        return 0.0
+def _usual_s(trace: Trace, channel: str) -> float | None:
+    """How often a channel's readings change (s), where that can be told; else None.
+
+    A sensor that hangs for most of a run hides its update period: then it is that of the reads, if apart from the
+    longest repeat (nearly) every read brought something new. A load that stands still now and then is none such.
+    """
+    update = update_period(trace, channel)
+    if update.known:
+        return update.period_s
+    good = np.isfinite(trace.column(channel))
+    t_s, values = trace.t_s[good], trace.column(channel)[good]
+    repeat = _longest_repeat(t_s, values)
+    is_new = np.concatenate([np.diff(values[: repeat.start + 1]), np.diff(values[repeat.stop - 1 :])]) != 0
+    return update.period_s if len(is_new) >= USUAL_READS and np.mean(is_new) >= USUAL_SHARE else None
+
+
+def _longest_repeat(t_s: Floats, values: Floats) -> slice:
+    """The samples, of one or more, over which the readings did not change for the longest time."""
     turns = np.flatnonzero(np.diff(values)) + 1  # first sample of each new value
     first = np.concatenate([[0], turns])
     last = np.concatenate([turns - 1, [len(t_s) - 1]])
-    return float(np.max(t_s[last] - t_s[first]))
+    k = int(np.argmax(t_s[last] - t_s[first]))
+    return slice(int(first[k]), int(last[k]) + 1)
 
 
 def attempt(source: Source, name: str, phases: tuple[Phase, ...]) -> tuple[list[Energy], str]:

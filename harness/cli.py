@@ -372,7 +372,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         _complain("edgewatt: stopped by hand; nothing was left half-written")
         return USAGE
     except click.ClickException as error:
-        _complain(f"edgewatt: {error.format_message()}; see `edgewatt --help`".replace("\n", " "))
+        _complain(f"edgewatt: {error.format_message().rstrip('.')}; see `edgewatt --help`".replace("\n", " "))
         return USAGE
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader went away; nothing more to say

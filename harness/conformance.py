@@ -5,13 +5,12 @@ def test_my_meter():
 """
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 
 from edgewatt.harness.api import Device, Meter, Trace, Workload
-from edgewatt.harness.measure import Protocol, measure
+from edgewatt.harness.measure import Protocol, measure, watched
 
 UNITS = {
     "power": "W",
@@ -38,9 +37,7 @@ def check_meter(meter: Meter, seconds: float = 0.5) -> Trace:
         assert channel.quantity != "power" or channel.kind == "gauge", f"{channel.name}: power is a gauge"
         assert channel.parent is None or channel.parent in names, f"{channel.name}: no such parent {channel.parent}"
     for _ in range(2):
-        meter.start()
-        time.sleep(seconds)
-        trace = meter.stop()
+        trace = watched(meter, seconds)
         _check_trace(meter, trace)
     return trace
 

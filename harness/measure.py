@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgewatt.harness import analysis, clocks, energy
 from edgewatt.harness.api import (
     AgentProcess,
@@ -126,7 +128,7 @@ def measure(
     try:
         with device.controls(controls) as read_back:
             run = dataclasses.replace(run, spec={**run.spec, "controls_read_back": dict(read_back)})
-            meters = [*device.meters(), *extra_meters]
+            meters = _apart([*device.meters(), *extra_meters])
             window_s, isolated_s, notes = _windows(meters, protocol)
             before = device.clock_offset()
             with session.sampled(meters):
@@ -150,7 +152,23 @@ def measure(
         traces=session.traces,
         error=error,
     )
-    return conclude(run, workload, session.outputs(into), into, gate, notes)
+    try:
+        return conclude(run, workload, session.outputs(into), into, gate, notes)
+    except (HarnessError, KeyboardInterrupt) as failure:  # what was measured is worth keeping without a score
+        message = "stopped by hand while the outputs were scored" if isinstance(failure, KeyboardInterrupt) else failure
+        kind = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
+        run = dataclasses.replace(run, error=error or RunError(kind, str(message)))
+        return conclude(run, workload, None, into, gate, notes)
+
+
+def watched(meter: Meter, seconds: float) -> Trace:
+    """What a meter says in so long a time, or in five of its periods where that is longer."""
+    meter.start()
+    try:
+        time.sleep(max(seconds, 5 * meter.period_s))
+    finally:
+        trace = meter.stop()
+    return trace
 
 
 def conclude(
@@ -227,10 +245,12 @@ class _Session:
             # The last phase's end needs a reading after it, of the slowest meter too.
             time.sleep(max((2 * m.period_s for m in running), default=0.0))
         finally:
-            traces = []
-            for meter in running:
-                traces.append(meter.stop())
-            self.traces = tuple(traces)
+            with contextlib.ExitStack() as stops:  # every meter is stopped, also when another cannot be
+                for meter in reversed(running):
+                    stops.callback(self._stop, meter)
+
+    def _stop(self, meter: Meter) -> None:
+        self.traces = (*self.traces, meter.stop())
 
     def execute(self, window_s: float, isolated_s: float) -> None:
         """Runs the job to its end; _EndedError with the reason if it does not get there."""
@@ -278,7 +298,7 @@ class _Session:
                 if where != progressed:
                     progressed, at = where, time.monotonic()
                 # The agent ends a hang itself and says where it hangs; this is for one that cannot any more.
-                limits_s = {"load": p.load_timeout_s, "idle": p.idle_s}
+                limits_s = {"load": p.load_timeout_s, "save": p.load_timeout_s, "idle": p.idle_s}
                 limit_s = limits_s.get(record.stage, p.item_timeout_s) + 15
                 if time.monotonic() - at > limit_s:
                     raise _EndedError(_hang(record, limit_s))
@@ -332,6 +352,15 @@ def _place(record: Record) -> str:
     return f"{record.stage} (repeat {record.repeat + 1}, {record.items_done} items done)"
 
 
+def _apart(meters: list[Meter]) -> list[Meter]:
+    """The same meters, if their names tell them apart."""
+    names = [m.name for m in meters]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two meters are called {twice!r}; attach one in the device file, under a name of its own")
+    return meters
+
+
 def _measures_energy(meter: Meter) -> bool:
     return any(c.is_energy for c in meter.channels)
 
@@ -341,12 +370,10 @@ def _windows(meters: Sequence[Meter], protocol: Protocol) -> tuple[float, float,
     window_s, isolated_s = protocol.window_s, protocol.isolated_s
     notes: list[str] = []
     for meter in filter(_measures_energy, meters):
-        meter.start()
-        time.sleep(PROBE_S)
-        trace = meter.stop()
+        trace = watched(meter, PROBE_S)
         for channel in trace.channels:
-            if not channel.is_energy:
-                continue
+            if not channel.is_energy or np.isfinite(trace.column(channel.name)).sum() < 2:
+                continue  # a channel that is silent in the run as well gets a flag there
             update = energy.update_period(trace, channel.name)
             if not update.known:
                 continue
@@ -373,4 +400,4 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-__all__ = ["Measurement", "Progress", "Protocol", "conclude", "measure", "recompute", "software"]
+__all__ = ["Measurement", "Progress", "Protocol", "conclude", "measure", "recompute", "software", "watched"]

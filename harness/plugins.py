@@ -68,4 +68,6 @@ def meters_found_on(device: Device) -> list[Meter]:
 
 def _blame(group: Group, name: str, what: str, error: Exception) -> UsageError:
     said = " ".join(f"{type(error).__name__}: {error}".split())
-    return UsageError(f"{group[:-1]} plugin {name}: {what} raised {said}; mend or uninstall it")
+    return UsageError(
+        f"{group[:-1]} plugin {name}: {what} raised {said}; mend its settings or the plugin, or uninstall it"
+    )

@@ -1,7 +1,6 @@
 """What is connected and what it can support: `edgewatt devices` and `edgewatt doctor`."""
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from edgewatt.harness import energy, plugins
 from edgewatt.harness.api import Device, HarnessError, Meter, Trace
 from edgewatt.harness.devicefile import Entry
+from edgewatt.harness.measure import watched
 
 FREE_BYTES = 1 << 30  # less free disk than this is worth a word
 
@@ -43,7 +43,7 @@ def doctor(entry: Entry) -> list[str]:
     with entry.open() as device:
         said = [f"{f.flag}: {f.detail}" for f in device.health()]
         said += absent(device)
-        if not any(c.is_energy for m in device.meters() for c in m.channels):
+        if not any(c.is_energy for m in [*device.meters(), *entry.attached(device)] for c in m.channels):
             said.append(
                 f"{device.name}: no power sensor was found, so runs report time, temperature and clocks, "
                 "and no joules; attach a meter in the device file to get them"
@@ -74,9 +74,7 @@ def in_words(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _watched(meter: Meter, seconds: float) -> dict[str, Any]:
-    meter.start()
-    time.sleep(seconds)
-    trace = meter.stop()
+    trace = watched(meter, seconds)
     return {
         "meter": meter.name,
         "clock": trace.clock,
@@ -103,6 +101,9 @@ def _channel(trace: Trace, k: int) -> dict[str, Any]:
         "supports": f"{channel.quantity} of {channel.covers}",
     }
     if not channel.is_energy:
+        return found
+    if len(seen) < 2:
+        found["supports"] = f"nothing now: {len(seen)} readings of {channel.covers} came while it was watched"
         return found
     update = energy.update_period(trace, channel.name)
     if update.known:

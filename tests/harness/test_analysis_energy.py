@@ -309,3 +309,23 @@ def test_health_only_meter_is_no_power_sensor() -> None:
     )
     _, _, warnings = analyse(made.run(phases, [heat]))
     assert any("no power sensor" in w for w in warnings)
+
+
+def test_gauge_that_never_changed_has_no_error_bar() -> None:
+    of = made.phases()
+    constant = made.gauged(of, [12.0] * len(of), noise_w=0.0)
+    found, _, warnings = analyse(made.run(of, [constant]))
+    for metric in ("power_w", "energy_j", "energy_per_inference_j", "power_net_w"):
+        m = made.one(found, metric)
+        assert m.uncertainty is None
+        assert "no error bar" in m.method
+    assert made.one(found, "power_w").value == pytest.approx(12.0)
+    assert any("have no error bars" in w for w in warnings)
+
+
+def test_gauge_that_never_changed_is_known_to_its_step() -> None:
+    of = made.phases()
+    constant = made.gauged(of, [12.0] * len(of), noise_w=0.0, channel=made.gauge(quantum=0.1))
+    found, _, _ = analyse(made.run(of, [constant]))
+    # Anything from 11.95 to 12.05 W shows as 12.0 W.
+    assert made.one(found, "power_w").uncertainty == pytest.approx(0.05, rel=0.2)

@@ -439,3 +439,26 @@ def test_mangled_runs_raise_nothing_and_give_finite_numbers(seed: int) -> None:
         assert m.uncertainty is None or np.isfinite(m.uncertainty), m
     assert all(f.flag in flags.NAMES for f in doubts)
     assert analyse(run) == analyse(run)
+
+
+def test_sensor_that_hangs_for_most_of_a_run_is_stale() -> None:
+    trace = made.gauged(PHASES)
+    values = trace.values[:, 0].copy()
+    frozen = trace.t_s > WINDOWS[0].start_s + 5
+    assert np.mean(frozen) > 0.5
+    values[frozen] = values[frozen][0]
+    found = raised(made.run(PHASES, [made.with_column(trace, values)]), "stale")
+    assert "repeated one reading for 15 s of window 1" in found[0].detail
+    assert "energy_j" in found[0].voids
+
+
+def test_counter_that_never_grows_is_stale() -> None:
+    trace = made.counted(PHASES)
+    flag = raised(made.run(PHASES, [made.with_column(trace, np.full(len(trace.t_s), 7.0))]), "stale")[0]
+    assert flag.detail.startswith("package-0 counted nothing in ")
+    assert "energy_j" in flag.voids
+
+
+def test_load_that_switches_between_two_levels_is_not_stale() -> None:
+    trace = made.gauged(PHASES, noise_w=0.0)
+    assert raised(made.run(PHASES, [trace]), "stale") == []

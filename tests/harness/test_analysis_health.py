@@ -144,3 +144,10 @@ def test_throttle_state_above_zero_in_a_window_voids() -> None:
     (flag,) = throttled(made.run(PHASES, [health((state, lambda t: (t > LAST.end_s - 5) * 1.0))]))
     assert "above 0 for 25.0% of window 2" in flag.detail
     assert throttled(made.run(PHASES, [health((state, lambda t: (t > LAST.end_s + 1) * 1.0))])) == []
+
+
+def test_clock_that_never_changed_has_no_error_bar() -> None:
+    trace = health((channel("cpu0", "frequency"), constant(2.4e9)))
+    found, _, _ = analyse(made.run(PHASES, [trace]))
+    frequency = made.one(found, "frequency_hz")
+    assert (frequency.value, frequency.uncertainty) == (2.4e9, None)
