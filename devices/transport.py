@@ -47,7 +47,10 @@ class Subprocess:
         if self._jobs is None:
             self._jobs = Path(self.scratch())
         path = self._jobs / f"{len(self._started)}-{verb}.json"
-        path.write_text(json.dumps({"spool": False, **job}), "utf-8")
+        try:
+            path.write_text(json.dumps({"spool": False, **job}), "utf-8")
+        except OSError as error:
+            raise HarnessError(f"{path}: the job cannot be written ({error.strerror}); make room there") from error
         agent = LocalAgent([self._python, str(AGENT), verb, str(path)], self._environment)
         self._started.append(agent)
         return agent
@@ -71,8 +74,14 @@ class Subprocess:
         return copy
 
     def scratch(self) -> str:
-        """A new empty folder, removed by `close`."""
-        folder = Path(tempfile.mkdtemp(prefix="edgewatt-"))
+        """A new empty folder, removed by `close`. UsageError if none can be made."""
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="edgewatt-"))
+        except OSError as error:
+            raise UsageError(
+                f"no folder for temporary files can be made ({error.strerror}: {error.filename}); make room there, or "
+                "set TMPDIR to another folder"
+            ) from error
         self._folders.append(folder)
         return str(folder)
 

@@ -435,3 +435,11 @@ def test_get_copies_files_and_folders(here: Subprocess, tmp_path: Path) -> None:
     assert json.loads((here.get(str(remote / "deep"), tmp_path) / "x.json").read_text()) == [1]
     with pytest.raises(HarnessError, match="cannot be copied"):
         here.get(str(remote / "none"), tmp_path)
+
+
+def test_without_room_for_temporary_files_it_says_so_in_one_line(
+    here: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UsageError, match=r"No such file or directory: .*gone.*; make room there, or set TMPDIR"):
+        here.start("hello", {})
