@@ -135,7 +135,7 @@ def _many(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any]:
             "label": name,
             "cells": [_cell(run, c) for c in columns],
             "repeats": conclusions.repeats(run),
-            "flags": [{"name": f.flag.replace("_", " "), "voids": f.voids} for f in run.flags],
+            "flags": _tags(run),
         }
         for k, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
@@ -148,12 +148,21 @@ def _many(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any]:
         "columns": [metrics.label(c) for c in columns],
         "rows": rows,
         "planes": planes,
-        "nothing_drawn": [f"{n}: {conclusions.no_joules(r)}" for n, r in zip(names, runs, strict=True)
-                          if conclusions.no_joules(r)],
+        "nothing_drawn": [f"{k}: {n}: {why}" for k, (n, r) in enumerate(zip(names, runs, strict=True), 1)
+                          if (why := conclusions.no_joules(r))],
         "any_simulated": any(conclusions.is_simulated(r) for r in runs),
         "any_synthetic": any(conclusions.has_synthetic_weights(r) for r in runs),
         "many": [views.run_view(r, n, k) for k, (n, r) in enumerate(zip(names, runs, strict=True))],
     }  # fmt: skip
+
+
+def _tags(run: Run) -> list[tuple[str, bool]]:
+    """Each flag once, whatever number of meters it speaks of, and whether it voids anything."""
+    found: dict[str, bool] = {}
+    for f in run.flags:
+        name = f.flag.replace("_", " ")
+        found[name] = found.get(name, False) or bool(f.voids)
+    return list(found.items())
 
 
 def _cell(run: Run, metric: str) -> Cell:

@@ -205,6 +205,14 @@ def test_pareto_front_and_what_it_leaves_out_are_in_words(tmp_path):
     assert "Left out: 3: size 320 (no joules: host has no power sensor that could be read)." in found.text
 
 
+def test_flag_of_many_meters_is_named_once_in_the_row_of_its_run(tmp_path):
+    runs = several()
+    gaps = tuple(Flag("gap", voids, "3 s", m) for m, voids in (("rapl", ()), ("psu", ("power_w",)), ("ina", ())))
+    runs[1] = dataclasses.replace(runs[1], flags=gaps)
+    row = shown(runs, tmp_path).text.partition("2: size 640")[2].partition("3: size 320")[0]
+    assert row.count("gap") == 1
+
+
 def test_one_simulated_run_among_many_is_marked_in_its_row(tmp_path):
     runs = several()
     runs[1] = dataclasses.replace(runs[1], flags=(Flag("simulated", (), "an emulated tree"),))
