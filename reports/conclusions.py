@@ -69,7 +69,7 @@ class Tile:
 
 def speaks_of(flag: Flag, meter: str) -> bool:
     """Whether a flag about one meter (or about all of them) is about `meter`, or about a channel of it."""
-    return not flag.meter or meter == flag.meter or meter.startswith((f"{flag.meter}:", f"{flag.meter}/"))
+    return not flag.meter or meter == flag.meter or meter.startswith(f"{flag.meter}/")
 
 
 def results(run: Run) -> list[Result]:
@@ -79,7 +79,7 @@ def results(run: Run) -> list[Result]:
 
 def result(run: Run, m: Measurement) -> Result:
     """One measurement with the flags that void it and the marks it must carry."""
-    voided = tuple(f for f in run.flags if m.metric in f.voids and speaks_of(f, m.meter))
+    voided = tuple(f for f in run.flags if flags.is_void(m, f))
     return Result(m, voided, tuple(_marks(run, m)))
 
 
