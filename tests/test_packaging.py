@@ -15,7 +15,9 @@ FOLDERS = ("harness", "devices", "workloads", "results", "reports")
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel built of a copy of what git tracks (or would), so that the tree stays clean."""
-    pytest.importorskip("setuptools", reason="building a wheel needs setuptools")
+    pytest.importorskip(
+        "setuptools", minversion="77", reason="building a wheel needs setuptools >= 77, as pyproject.toml says"
+    )
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
         ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"],
