@@ -134,7 +134,7 @@ class FemtoDet(Workload):
         found = []
         if self.weights == SYNTHETIC:
             detail = f"the weights are random (seed {self.seed}): accuracy means nothing; set weights to a checkpoint"
-            found.append(Flag(SYNTHETIC_WEIGHTS, quality.METRICS, detail))
+            found.append(Flag(SYNTHETIC_WEIGHTS, quality.METRICS if self.data else (), detail))
         if self.data is None:
             detail = f"scenes drawn from seed {self.seed}, without ground truth; set data to your own pictures"
             found.append(Flag(DRAWN_SCENES, (), detail))
