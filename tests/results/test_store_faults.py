@@ -166,7 +166,7 @@ def small_disk() -> Iterator[Path]:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
     if mounted.returncode:
         folder.rmdir()
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount: {mounted.stderr.strip().partition(chr(10))[0]}")
     yield folder
     subprocess.run(["mount", "-o", "remount,rw", folder], check=False)
     subprocess.run(["umount", folder], check=True)
