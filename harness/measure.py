@@ -38,6 +38,8 @@ from edgewatt.harness.api import (
 from edgewatt.harness.record import Record
 
 PROBE_S = 1.0  # how long a meter is watched before the run to see how often it refreshes
+GATE = "doubts_before"  # device fact: what was doubtful when the run began, which no raw sample tells again
+NOTES = "lengthened"  # in the spec: which windows were made longer, and why
 RAW = "raw/"  # prefix of the outputs that the runner itself saved; `recompute` scores them again
 
 
@@ -107,8 +109,8 @@ def measure(
     progress(Progress("prepare", 0, protocol.repeats, 0, 0.0))
     job = workload.prepare(device)
     controls = dict(controls or {})
-    facts = dict(device.describe())
     gate = tuple(device.health())
+    facts = {**device.describe(), GATE: [dataclasses.asdict(f) for f in gate]}
     now = datetime.now(timezone.utc)
     run = Run(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
@@ -130,6 +132,7 @@ def measure(
             run = dataclasses.replace(run, spec={**run.spec, "controls_read_back": dict(read_back)})
             meters = _apart([*device.meters(), *extra_meters])
             window_s, isolated_s, notes = _windows(meters, protocol)
+            run = dataclasses.replace(run, spec={**run.spec, NOTES: notes})
             before = device.clock_offset()
             with session.sampled(meters):
                 session.execute(window_s, isolated_s if any(map(_measures_energy, meters)) else 0.0)
@@ -203,7 +206,8 @@ def recompute(run: Run, workload: Workload, into: Path) -> Run:
             target = raw / name.removeprefix(RAW)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    return conclude(run, workload, raw if raw.is_dir() else None, into)
+    gate = [Flag(**{**f, "voids": tuple(f["voids"])}) for f in run.device.get(GATE, ())]
+    return conclude(run, workload, raw if raw.is_dir() else None, into, gate, run.spec.get(NOTES, ()))
 
 
 def software() -> dict[str, str]:

@@ -1,64 +1,47 @@
-"""The run loop's own parts, without a device."""
+"""The run loop's own rules, on the host."""
 
-from collections.abc import Sequence
+import dataclasses
 
-import numpy as np
 import pytest
 
-from edgewatt.harness import measure
-from edgewatt.harness.api import Channel, HarnessError, Meter, Trace, UsageError
+from edgewatt.devices.host import Host
+from edgewatt.harness.api import Flag
+from edgewatt.harness.measure import Protocol, measure, recompute
+from support.command import PLUGIN
 
-POWER = Channel("OUT", "power", "W", "gauge", "everything", "dc-input")
-
-
-class Scripted(Meter):
-    """Gives the same trace whenever it is stopped; `breaks` when it is."""
-
-    period_s = 0.0
-
-    def __init__(self, name: str, values: Sequence[float] = (), breaks: bool = False) -> None:
-        self.name, self.channels, self.breaks, self.running = name, (POWER,), breaks, False
-        self.values = np.array(values, np.float64)[:, None]
-
-    def start(self) -> None:
-        self.running = True
-
-    def stop(self) -> Trace:
-        self.running = False
-        if self.breaks:
-            raise HarnessError(f"{self.name}: lost")
-        return Trace(self.name, "boottime", self.channels, np.arange(len(self.values), dtype=np.float64), self.values)
+QUICK = Protocol(repeats=1, idle_s=0.1, window_s=0.3, isolated_s=0.1, warmup_min_s=0.1, warmup_max_s=0.5)
 
 
-def session() -> measure._Session:
-    return measure._Session(None, None, measure.Protocol(), None, lambda _: None)  # type: ignore[arg-type]
+@pytest.fixture
+def misbehaving(monkeypatch):
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    import misbehaving
+
+    return misbehaving.Misbehaving(item_s=0.001)
 
 
-def test_every_meter_is_stopped_where_one_cannot_be() -> None:
-    meters = [Scripted("a"), Scripted("b", breaks=True), Scripted("c")]
-    run = session()
-    with pytest.raises(HarnessError, match="b: lost"), run.sampled(meters):
-        assert all(m.running for m in meters)
-    assert not any(m.running for m in meters)
-    assert [t.meter for t in run.traces] == ["a", "c"]
+class Doubtful(Host):
+    """A host that is always too hot when a run begins."""
+
+    def health(self):
+        return (Flag("hot", (), "95 degC (limit: 90)"),)
 
 
-def test_two_meters_of_one_name_are_refused() -> None:
-    with pytest.raises(UsageError, match="two meters are called 'a'"):
-        measure._apart([Scripted("a"), Scripted("b"), Scripted("a")])
+def test_doubts_before_the_run_come_out_of_recompute_again(misbehaving, tmp_path):
+    with Doubtful() as host:
+        run = measure(host, misbehaving, QUICK, tmp_path)
+    assert run.error is None
+    assert "hot" in {f.flag for f in run.flags}
+    again = recompute(run, misbehaving, tmp_path / "again")
+    assert again.flags == run.flags
+    assert again.measurements == run.measurements
+    assert again.warnings == run.warnings
 
 
-def test_meter_too_slow_or_silent_to_be_probed_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "PROBE_S", 0.0)
-    protocol = measure.Protocol()
-    for values in ([], [12.0], [np.nan] * 5):
-        assert measure._windows([Scripted("slow", values)], protocol) == (protocol.window_s, protocol.isolated_s, [])
-
-
-def test_slow_meter_is_watched_for_five_of_its_periods(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(measure.time, "sleep", slept.append)
-    meter = Scripted("slow")
-    meter.period_s = 2.0
-    measure.watched(meter, 1.0)
-    assert slept == [10.0]
+def test_run_that_failed_keeps_what_was_measured(misbehaving, tmp_path):
+    broken = dataclasses.replace(misbehaving, how="raise", at=5)
+    with Host() as host:
+        run = measure(host, broken, QUICK, tmp_path)
+    assert run.error.kind == "failed" and "Frobnicate" in run.error.message
+    assert [p.phase for p in run.phases] == ["load", "idle"]
+    assert any(len(t.t_s) for t in run.traces)
