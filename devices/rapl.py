@@ -17,6 +17,7 @@ from edgewatt.devices.agent_meter import AgentMeter
 from edgewatt.harness.api import Channel, Device, Meter
 
 _PSYS_PROBE_S = 0.3  # long enough that a counter refreshed every 100 ms is judged within a third
+_RENEWED_S = 1e-3  # "updated every ~1msec": Intel SDM volume 3B, package energy status register
 _PART_PATIENCE_S = 0.25  # a part that draws 1 mW adds a step of 61 uJ every 61 ms
 _ZONE = re.compile(r"[a-z]+-rapl(-mmio)?:\d+(:\d+)?")
 
@@ -163,6 +164,7 @@ def _channels(zones: Sequence[Zone]) -> tuple[Channel, ...]:
                 boundary,
                 parent=parent,
                 wraps_at=wraps_uj * 1e-6 if wraps_uj else None,
+                age_s=_RENEWED_S,
             )
         )
     return tuple(channels)

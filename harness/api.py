@@ -59,7 +59,7 @@ class Channel:
     wraps_at: float | None = None  # counters: the value after which it starts at 0 again; None: it never wraps
     # Gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown.
     averaging_s: float | None = None
-    # Gauges: how old a reading may be when it is read, where the sensor renews its register at a pace of its own.
+    # How old a reading may be when it is read, where the sensor renews its register at a pace of its own.
     age_s: float = 0.0
 
     @property

@@ -50,8 +50,11 @@ def cli(debug: bool) -> None:
 def devices(device_file: Path | None, as_json: bool, seconds: float) -> None:
     """What is connected, its meters, how often they refresh, what each can and cannot support."""
     from edgewatt.harness import survey
+    from edgewatt.harness.api import UsageError
     from edgewatt.harness.devicefile import entries
 
+    if not 0 < seconds <= 3600:  # also not a number
+        raise UsageError(f"--seconds {seconds:g}: wanted more than 0 and at most 3600")
     found = [survey.look(entry, seconds) for entry in entries(device_file).values()]
     if as_json:
         _print_json({"devices": found})
@@ -85,6 +88,7 @@ def doctor(device: str, device_file: Path | None, as_json: bool) -> None:
 @click.option("--device", default="host", show_default=True, help="host, KIND:ADDRESS, or a name of the device file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of the workload or protocol.")
 @click.option("--repeats", type=int, help="Windows measured one after the other (default 3).")
+@click.option("--strict", is_flag=True, help="Refuse inputs that cannot be used, instead of leaving them out.")
 @click.option("--meter", "meters", multiple=True, metavar="KIND:ADDRESS", help="Attach a meter.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the trade-off report here.")
 @_devices
@@ -96,6 +100,7 @@ def run(
     device: str,
     settings: tuple[str, ...],
     repeats: int | None,
+    strict: bool,
     meters: tuple[str, ...],
     report: Path | None,
     device_file: Path | None,
@@ -112,30 +117,40 @@ def run(
     values: dict[str, Any] = given.parsed([*settings, *more])  # `--set a=1 b=2` reads as two
     if repeats is not None:
         values["repeats"] = repeats
+    if strict:
+        values["strict"] = True
     job, protocol, controls = given.resolved(workload, values)
     entry = find(device, device_file)
     if report is not None:
         _check_report(report)
     store = _open(address, writing=True)
-    with (
-        entry.open() as unit,
-        tempfile.TemporaryDirectory(prefix="edgewatt-") as folder,
-        shown(as_json) as progress,
-    ):
-        finished = measure.measure(
-            unit, job, protocol, Path(folder),
-            extra_meters=entry.attached(unit, meters), controls=controls, progress=progress,
-        )  # fmt: skip
-        with _undisturbed():
-            store.add(finished)
-    finished = store.get(finished.id)
-    if as_json:
-        _print_json(finished.as_json() | {"store": store.address})
-    else:
-        _say(text.summary(finished))
-        _say(f"stored as {finished.id} in {store.address}; look at it with: edgewatt report tradeoff -o report.html")
-    if report is not None:
-        _write_report("tradeoff", [finished], report)
+    stored = False
+    try:
+        with (
+            entry.open() as unit,
+            tempfile.TemporaryDirectory(prefix="edgewatt-") as folder,
+            shown(as_json) as progress,
+        ):
+            finished = measure.measure(
+                unit, job, protocol, Path(folder),
+                extra_meters=entry.attached(unit, meters), controls=controls, progress=progress,
+            )  # fmt: skip
+            with _undisturbed():
+                store.add(finished)
+                stored = True
+        finished = store.get(finished.id)
+        if as_json:
+            _print_json(finished.as_json() | {"store": store.address})
+        else:
+            _say(text.summary(finished))
+            _say(f"stored as {finished.id} in {store.address}; look at it with: edgewatt report tradeoff -o report.html")
+        if report is not None:
+            _write_report("tradeoff", [finished], report)
+    except KeyboardInterrupt:
+        if not stored:
+            raise
+        _complain(f"edgewatt: stopped by hand; run {finished.id} is stored")
+        raise SystemExit(FAILED) from None
     if finished.error is not None:
         _complain(f"{workload} on {device}: {finished.error.message}")
         raise SystemExit(FAILED)
@@ -312,8 +327,15 @@ def _check_report(path: Path) -> None:
     if path.suffix not in (".html", ".pdf", ".svg"):
         raise UsageError(f"report {path}: found suffix {path.suffix!r}, wanted .html, .pdf or .svg")
     folder = path.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"report {path}: cannot write into {folder}; make that folder or name another")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # asks the file system itself: root is told yes by everything else
+            pass
+        if path.is_dir():
+            raise UsageError(f"report {path}: is a folder; name a file")
+    except OSError as error:
+        raise UsageError(
+            f"report {path}: cannot write into {folder} ({error.strerror}); make that folder or name another"
+        ) from error
 
 
 def _write_report(kind: str, runs: list[Run], path: Path) -> None:
@@ -344,12 +366,13 @@ def _complain(text: str) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits until the run in hand is stored."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and SIGTERM wait until the run in hand is stored."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt_once(signum: int, frame: object) -> None:
@@ -384,15 +407,21 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> int:
-    from edgewatt.harness.api import HarnessError, UsageError
+    from edgewatt.harness.api import HarnessError
 
     if isinstance(error, HarnessError):
-        _complain(f"edgewatt: {error}")
-        return USAGE if isinstance(error, UsageError) else FAILED
-    _complain(
-        f"edgewatt: unexpected {type(error).__name__}: {error}; run again with `edgewatt --debug ...` to see where"
-    )
-    return FAILED
+        _complain(_one_line(f"edgewatt: {error}"))
+    else:
+        _complain(
+            _one_line(f"edgewatt: unexpected {type(error).__name__}: {error}")[:500]
+            + "; run again with `edgewatt --debug ...` to see where"
+        )
+    return USAGE  # FAILED is kept for a run that is stored with its error
+
+
+def _one_line(text: str) -> str:
+    """Foreign text (a file's name may hold anything) fit for a terminal: control characters are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def main() -> int:

@@ -76,11 +76,14 @@ def entries(path: Path | None = None) -> dict[str, Entry]:
         return found
     file = named or Path("devices.toml")
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8")).get("devices", {})
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"device file {file}: {error.strerror or error}; name another with --devices") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"device file {file} is not TOML: {error}") from error
+    if foreign := sorted(content.keys() - {"devices"}):
+        raise UsageError(f"device file {file}: found {foreign[0]!r}, wanted nothing but tables [devices.NAME]")
+    tables = content.get("devices", {})
     if not isinstance(tables, Mapping):
         raise UsageError(f"device file {file}: `devices` is not a table; write [devices.NAME] and below it kind = ...")
     for name, table in tables.items():
@@ -96,7 +99,7 @@ def find(name: str, path: Path | None = None) -> Entry:
     kind, colon, address = name.partition(":")
     if colon and kind in plugins.available("devices"):
         return Entry(name, kind, address)
-    raise UsageError(f"no device is called {name!r}; {plugins.nearest(name, [*known, *plugins.available('devices')])}")
+    raise UsageError(f"no device is called {name!r}; {plugins.nearest(name, {*known, *plugins.available('devices')})}")
 
 
 def _entry(file: Path, name: str, table: Any) -> Entry:

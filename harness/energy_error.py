@@ -174,7 +174,9 @@ def _counter(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats
     s, t = curve.samples, curve.t_s
     laws = _Laws(curve, np.pad(rough, 1), intervals, SUM_NOISE, SUM_JUMP)
     noise = laws.parts[0] * laws.mean_square
-    slack = np.hypot(np.append(s.slack_s, s.slack_s[-1:])[: len(t)], s.stamp_s)
+    # Read faster than it refreshes, slack is known; otherwise a reading is up to `age_s` old, half of that on average.
+    unknown_s = np.hypot(s.stamp_s, 0.0 if s.held else s.channel.age_s / 2)
+    slack = np.hypot(np.append(s.slack_s, s.slack_s[-1:])[: len(t)], unknown_s)
     k = curve.interval(intervals)
     x = _share(curve, intervals, k)
     near, far = (1 - x) ** 2, x**2  # how the two samples around an end weigh in its variance

@@ -19,6 +19,8 @@ def parsed(settings: Sequence[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {text!r}: wanted KEY=VALUE")
+        if not value.strip():
+            raise UsageError(f"--set {text!r}: has no value; give one, or leave {key.strip()} out for its default")
         found[key.strip()] = value
     return found
 

@@ -365,3 +365,11 @@ def test_read_that_lasts_widens_the_bar_of_a_counter():
     trace = Trace("m", "boottime", (c,), t, 10 * t[:, None], {"read_s": 0.002})
     found = energy(trace, "pkg", 1.0, 11.0)
     assert 2 * 0.01 * np.sqrt(2 / 3) <= found.uncertainty_j <= 4 * 0.01 * np.sqrt(2 / 3)
+
+
+def test_counter_renewed_at_its_own_pace_is_uncertain_by_its_age_at_both_ends():
+    # 25 W, renewed about every 1 ms and read every 10 ms: each end is off by 0 to 25 mJ, all of it alike.
+    t = np.arange(0.0, 12.0, 0.01)
+    c = Channel("pkg", "energy", "J", "counter", "socket", "package", age_s=0.001)
+    found = energy(Trace("m", "boottime", (c,), t, 25 * t[:, None]), "pkg", 1.0, 11.0)
+    assert 2 * 0.0125 * np.sqrt(2 / 3) <= found.uncertainty_j <= 4 * 0.0125 * np.sqrt(2 / 3)
