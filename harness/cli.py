@@ -143,7 +143,7 @@ def run(
             _print_json(finished.as_json() | {"store": store.address})
         else:
             _say(text.summary(finished))
-            _say(f"stored as {finished.id} in {store.address}; look at it with: edgewatt report tradeoff -o report.html")
+            _say(f"stored as {finished.id} in {store.address}; see it: edgewatt report tradeoff -o report.html")
         if report is not None:
             _write_report("tradeoff", [finished], report)
     except KeyboardInterrupt:

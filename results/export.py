@@ -157,8 +157,13 @@ def _cell(value: Any) -> str:
 
 @contextlib.contextmanager
 def _whole_file(path: Path) -> Iterator[TextIO]:
-    """A file that replaces `path` once it is complete."""
+    """A file that replaces `path` once it is complete; a device or a pipe, such as /dev/stdout, is written into."""
     with _writing(path):
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8", newline="") as file:
+                yield file
+            return
+        path = path.resolve()  # what a link points to is replaced, not the link
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:

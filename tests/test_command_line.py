@@ -181,3 +181,18 @@ def test_pictures_that_are_none_are_counted_and_named_or_refused(edgewatt):
     run = edgewatt.json("run", "femtodet", "--set", *QUICK, "size=320", "data=pictures")
     assert any("broken.jpg" in w and "1 " in w for w in run["warnings"])
     assert "broken.jpg" in edgewatt.refused("run", "femtodet", "--set", *QUICK, "data=pictures", "strict=true")
+    assert "broken.jpg" in edgewatt.refused("run", "femtodet", "--strict", "--set", *QUICK, "data=pictures")
+
+
+def test_control_characters_in_a_name_stay_on_the_one_line(edgewatt):
+    assert r"a\nb" in edgewatt.refused("run", "femtodet", "--set", "data=a\nb")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "0", "-1"])
+def test_devices_are_watched_for_a_time(edgewatt, seconds):
+    assert "--seconds" in edgewatt.refused("devices", "--seconds", seconds)
+
+
+def test_report_where_nothing_can_be_written_is_refused_before_measuring(edgewatt):
+    edgewatt.refused("run", "femtodet", "--set", *QUICK, "--report", "/proc/report.html")
+    assert not list(edgewatt.folder.rglob("*.parquet"))

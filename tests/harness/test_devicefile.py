@@ -70,3 +70,8 @@ def test_missing_file_is_one_clear_line(tmp_path):
 def test_unknown_device_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean host"):
         devicefile.find("hots")
+
+
+def test_table_outside_devices_is_not_passed_over(tmp_path):
+    with pytest.raises(UsageError, match="'bench'"):
+        devicefile.entries(written(tmp_path, '[bench]\nkind = "host"'))

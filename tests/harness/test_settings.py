@@ -72,3 +72,10 @@ def test_keys_go_to_workload_protocol_and_controls():
 def test_protocol_out_of_range_is_refused(key, value, words):
     with pytest.raises(UsageError, match=words):
         Protocol(**{key: value})
+
+
+@pytest.mark.parametrize("text", ["data=", "data= "])
+def test_empty_value_is_refused(text):
+    """An empty path would be the current folder."""
+    with pytest.raises(UsageError, match="has no value"):
+        settings.parsed([text])

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -146,3 +148,20 @@ def test_a_new_file_may_be_read_by_others_as_the_umask_says(store, tmp_path) -> 
     export(store, None, "csv", tmp_path / "table.csv")
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "table.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_pipe_is_written_into_not_replaced(store, runs, tmp_path) -> None:
+    """As /dev/stdout and /dev/null are."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        export(store, None, "csv", pipe)
+        assert rows_of(read.result(10))
+    assert pipe.is_fifo()
+
+
+def test_what_a_link_points_to_is_replaced_not_the_link(store, tmp_path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real.csv")
+    export(store, None, "csv", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and rows_of((tmp_path / "real.csv").read_text())

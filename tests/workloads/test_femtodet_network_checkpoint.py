@@ -1,6 +1,7 @@
 """Checkpoints are loaded exactly, or refused with one clear line before anything is taken from them."""
 
 import json
+import os
 import pickle
 import sys
 import zipfile
@@ -285,3 +286,14 @@ def test_synthetic_weights_detect_a_believable_number(tmp_path, variant, seed):
     assert 3 <= (score >= 0.01).sum() <= 300  # of 676 cells
     assert (score > 0.5).sum() <= 50
     assert np.abs(reg).max() < 8  # no box beyond e^8 cells
+
+
+def test_weights_that_fold_beyond_float32_are_refused(state):
+    huge = {k: v * np.float32(1e30) if v.dtype == np.float32 else v for k, v in state.items()}
+    with pytest.raises(UsageError, match="float32"):
+        folded(huge, VOC)
+
+
+def test_pipe_instead_of_a_checkpoint_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe" in refusal(tmp_path / "pipe")

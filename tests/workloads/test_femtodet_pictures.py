@@ -27,7 +27,6 @@ def folder(tmp_path):
     for k, name in enumerate(("b.png", "a.jpg", "c.png")):
         write_picture(home / name, seed=k)
     (home / ".hidden").write_text("x")
-    (home / "more").mkdir()
     return home
 
 
@@ -82,7 +81,7 @@ def test_files_that_are_no_pictures_are_counted_and_named(folder):
     (warning,) = pictures(folder).warnings
     assert "4 of 7 files cannot be used" in warning
     assert "'README.md' (not a picture, or damaged), 'cut.jpg' (not a picture, or damaged)" in warning
-    assert "and 1 more" in warning
+    assert "'empty.png' (empty)" in warning and "more" not in warning
     assert names(pictures(folder)) == ["a.jpg", "b.png", "c.png"]
 
 
@@ -309,3 +308,28 @@ def test_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_user_s_cache_folder_is_used_without_the_variable(monkeypatch):
     monkeypatch.delenv("EDGEWATT_CACHE")
     assert cache.root().is_relative_to(Path.home())
+
+
+def test_folder_called_like_a_picture_is_counted_and_other_folders_are_named(folder):
+    (folder / "x.jpg").mkdir()
+    (folder / "more").mkdir()
+    said = " ".join(pictures(folder).warnings)
+    assert "'x.jpg' (not a file)" in said and "not looked into: 'more'" in said
+    assert "x.jpg" in refusal(folder, strict=True)
+
+
+@pytest.mark.parametrize("options", [{"split": "test"}, {"images_dir": Path("elsewhere")}])
+def test_parameter_without_meaning_for_the_data_is_refused(folder, options):
+    assert "has no meaning" in refusal(folder, **options)
+    assert "has no meaning" in refusal(None, **options)
+
+
+def test_name_too_long_for_a_file_is_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path / ("a" * 300))
+
+
+def test_very_many_files_left_out_are_counted_and_the_first_named(folder):
+    for k in range(12):
+        (folder / f"x{k:02d}.jpg").touch()
+    (warning,) = pictures(folder).warnings
+    assert "12 of 15" in warning and "'x09.jpg' (empty) and 2 more" in warning

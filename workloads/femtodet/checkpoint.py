@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ def load(path: Path, variant: Variant) -> State:
             numbers, or a .pth without the extra `torch`.
     """
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):  # opening it would wait for a writer
+            raise UsageError(f"{path}: the checkpoint is a pipe; give a file")
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(16)

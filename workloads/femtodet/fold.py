@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgewatt.harness.api import UsageError
 from edgewatt.workloads.femtodet.layout import BATCHNORM_EPS, Conv, layout
 from edgewatt.workloads.femtodet.variants import Variant
 
@@ -19,12 +20,16 @@ def folded(state: State, variant: Variant) -> dict[str, npt.NDArray[np.float32]]
     """The inference network's weights and biases from a training- or deploy-form state dict.
 
     Keys, shapes and order are those of `layout.state_layout(variant, "inference")`.
+    UsageError where a convolution folds to what float32 cannot hold.
     """
     arrays: dict[str, npt.NDArray[np.float32]] = {}
     for conv in layout(variant).convs():
-        weight, bias = _folded_conv(state, conv)
-        arrays[f"{conv.name}.weight"] = np.ascontiguousarray(weight, np.float32)
-        arrays[f"{conv.name}.bias"] = np.ascontiguousarray(bias, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            weight, bias = (a.astype(np.float32) for a in _folded_conv(state, conv))
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise UsageError(f"{conv.name}: its weights and BatchNorm fold to more than float32 holds; train it again")
+        arrays[f"{conv.name}.weight"] = np.ascontiguousarray(weight)
+        arrays[f"{conv.name}.bias"] = np.ascontiguousarray(bias)
     return arrays
 
 

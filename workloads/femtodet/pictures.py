@@ -24,7 +24,8 @@ from edgewatt.workloads.femtodet.ground_truth import GroundTruth, Image, shown
 from edgewatt.workloads.femtodet.preprocess import decoded
 
 _AT_ONCE = 64  # files looked at before asking again whether there are enough
-_NAMED = 3  # how many of the files left out are named in the warning
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_NAMED = 10  # how many of the files left out are named in the warning
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,38 @@ def pictures(
     tree's ImageSets/Main. With `strict` a file that is missing or no picture is refused instead of left out.
     """
     if data is None:
+        _refuse_unused("drawn scenes", images_dir=images_dir, split=split)
         return _drawn(limit, seed)
-    if data.is_file():
+    if _exists(data) and data.is_file():
+        _refuse_unused("a COCO JSON", split=split)
         truth = ground_truth.from_coco(data)
         beside = (data.parent / "images", data.parent, data.parent / "JPEGImages", _coco_sibling(data))
         return _of_truth(truth, beside, images_dir, limit, strict)
-    if not data.is_dir():
+    if not _exists(data) or not data.is_dir():
         raise UsageError(f"data={data}: no such file or folder; wanted a folder of pictures, a COCO JSON or a VOC tree")
     tree = data.parent if data.name == "Annotations" and any(data.glob("*.xml")) else data
     if (tree / "Annotations").is_dir():
         truth = ground_truth.from_voc(tree, split)
         return _of_truth(truth, (tree / "JPEGImages", tree / "images", tree), images_dir, limit, strict)
+    _refuse_unused("a folder of pictures without Annotations", images_dir=images_dir, split=split)
     return _of_folder(data, limit, strict)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (OSError, ValueError):  # missing, in a loop, too long a name, not to be entered
+        return False
+    return True
+
+
+def _refuse_unused(what: str, **given: object) -> None:
+    """UsageError for a parameter that would change nothing, though somebody has set it."""
+    for key, value in given.items():
+        if value:
+            raise UsageError(
+                f"{key}={value}: has no meaning for {what}; set data to what it belongs to, or leave it out"
+            )
 
 
 def _coco_sibling(path: Path) -> Path:
@@ -89,14 +110,20 @@ def _coco_sibling(path: Path) -> Path:
 
 
 def _of_folder(folder: Path, limit: int | None, strict: bool) -> Pictures:
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
+    inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    subfolders = [p for p in inside if p.is_dir() and p.suffix.lower() not in _SUFFIXES]
+    files = [p for p in inside if p not in set(subfolders)]  # a folder called x.jpg is looked at, and said to be none
     if not files:
         raise UsageError(f"{folder}: holds no files; wanted pictures, a COCO JSON or a VOC tree{_hint(folder)}")
     images = [Image(k, p.name) for k, p in enumerate(files, start=1)]
     found, left_out = _looked_at(images, lambda image: folder / image.file_name, limit)
     if not found:
         raise UsageError(f"{folder}: {_in_words(left_out, len(images))}{_hint(folder)}")
-    return Pictures(tuple(found), None, _said(folder, left_out, len(images), strict))
+    said = _said(folder, left_out, len(images), strict)
+    if subfolders:
+        named = ", ".join(shown(p.name) for p in subfolders[:_NAMED])
+        said += (f"{folder}: folders in it are not looked into: {named}; set data to one of them for its pictures",)
+    return Pictures(tuple(found), None, said)
 
 
 def _hint(folder: Path) -> str:
