@@ -314,6 +314,11 @@ class Meter(ABC):
         return ()
 
     @classmethod
+    def problems(cls, device: Device) -> Sequence[str]:
+        """Why meters of this kind that one might expect are absent: a sentence with the next step each."""
+        return ()
+
+    @classmethod
     def attached_to(cls, device: Device, address: str, **options: Any) -> Meter:
         """A meter of this kind at `address`, wired to `device` by hand (`--meter KIND:ADDRESS`, the device file)."""
         raise UsageError(f"{cls.__name__}: found by itself, cannot be attached at {address!r}; leave it out")

@@ -357,11 +357,16 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text)
+    click.echo(_printable(text))
 
 
 def _complain(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(_printable(text), err=True)
+
+
+def _printable(text: str) -> str:
+    """Foreign text (a device's label, a file's name) fit for a terminal: control characters are escaped."""
+    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -420,8 +425,8 @@ def _explained(error: Exception) -> int:
 
 
 def _one_line(text: str) -> str:
-    """Foreign text (a file's name may hold anything) fit for a terminal: control characters are escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """An error's text on one line, whatever it quotes."""
+    return _printable(text).replace("\n", "\\n")
 
 
 def main() -> int:

@@ -34,7 +34,8 @@ def absent(device: Device) -> list[str]:
     """Why meters that might have been there are not, one sentence each."""
     said: list[str] = []
     for name in plugins.available("meters"):
-        said += getattr(plugins.load("meters", name), "problems", lambda _: ())(device)
+        with plugins.blamed("meters", name, f"looking for problems on {device.name}"):
+            said += plugins.load("meters", name).problems(device)
     return said
 
 

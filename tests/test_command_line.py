@@ -196,3 +196,9 @@ def test_devices_are_watched_for_a_time(edgewatt, seconds):
 def test_report_where_nothing_can_be_written_is_refused_before_measuring(edgewatt):
     edgewatt.refused("run", "femtodet", "--set", *QUICK, "--report", "/proc/report.html")
     assert not list(edgewatt.folder.rglob("*.parquet"))
+
+
+def test_control_characters_of_a_device_do_not_reach_the_terminal(edgewatt):
+    (edgewatt.folder / "devices.toml").write_text('[devices."bench\\u001b[2J"]\nkind = "host"\n')
+    shown = edgewatt("devices", "--seconds", "0.2").stdout
+    assert "bench\\x1b[2J" in shown and "\x1b" not in shown
