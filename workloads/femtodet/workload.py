@@ -125,8 +125,8 @@ class FemtoDet(Workload):
                 warnings.append(f"{homeless} detections are of classes that the ground truth does not have; left out")
         if len(left.found) < left.listed:
             warnings.append(
-                f"{len(left.found)} of {left.listed} pictures were run before the time was up; raise max_window_s, or "
-                "set limit: detections and AP are of these only"
+                f"{len(left.found)} of {left.listed} pictures were run: detections and AP are of these; set limit to "
+                "ask for no more than there is time for"
             )
         return Score(measurements, (), tuple(warnings), files)
 
