@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -429,8 +430,24 @@ def _one_line(text: str) -> str:
     return _printable(text).replace("\n", "\\n")
 
 
-def main() -> int:
-    """Entry for the installed command."""
+def _raise_again(ignored: sys.UnraisableHookArgs) -> None:
+    """An interrupt inside a finaliser or a callback is swallowed by Python: it is sent again, a moment later."""
+    if ignored.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(ignored)
+        return
+    _listen()
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+
+
+def _listen() -> None:
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.signal(signal.SIGTERM, _interrupt_once)
+
+
+def main() -> int:
+    """Entry for the installed command."""
+    sys.unraisablehook = _raise_again
+    _listen()
     return run_command()

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -89,6 +90,32 @@ def test_interrupt_at_any_moment_leaves_nothing_half_written(edgewatt, seed):
         assert len(runs) == (1 if process.returncode in (0, 1) else 0)
         for run in runs:
             assert edgewatt.json("show", run["id"])["run"] == run["id"]
+
+
+def test_interrupt_inside_a_finaliser_is_not_lost():
+    """Python swallows what a finaliser raises; the interrupt has to arrive all the same."""
+    program = """
+import os, signal, sys, time
+from edgewatt.harness import cli
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+def command():
+    Finalised()
+    time.sleep(20)
+    return 0
+
+cli.run_command = command
+try:
+    cli.main()
+except KeyboardInterrupt:
+    print("arrived")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr, done.returncode) == ("arrived\n", "", 0)
 
 
 def test_interrupted_run_is_stored_as_interrupted(edgewatt):
