@@ -44,7 +44,7 @@ class Hwmon(AgentMeter):
         # A register renewed more rarely than it is read shows its age by repeating; this is for the others.
         age_s = min(update_s or 1 / rate_hz, 1 / rate_hz)
         sensors = [
-            replace(s, channel=replace(s.channel, age_s=age_s if s.channel.kind == "gauge" else 0.0)) for s in sensors
+            replace(s, channel=replace(s.channel, age_s=age_s if s.channel.kind == "gauge" else None)) for s in sensors
         ]
         if any(s.is_product for s in sensors):
             files = {s.channel.name: [str(f) for f in s.files] for s in sensors}

@@ -59,8 +59,10 @@ class Channel:
     wraps_at: float | None = None  # counters: the value after which it starts at 0 again; None: it never wraps
     # Gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown.
     averaging_s: float | None = None
-    # How old a reading may be when it is read, where the sensor renews its register at a pace of its own.
-    age_s: float = 0.0
+    # How old a reading may be when it is read, where the sensor renews its register at a pace of its own; 0: it is made
+    # as it is read, or stamped by the sensor. None: unknown; a gauge that shows no repeats is then taken to be fresh, a
+    # counter to be up to one read old.
+    age_s: float | None = None
 
     @property
     def is_energy(self) -> bool:

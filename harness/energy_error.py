@@ -82,7 +82,7 @@ def _levels(curve: Curve, intervals: Floats) -> dict[str, Floats]:
     parts = {"sampling": np.sqrt(K_ESTIMATED**2 * random + smooth)}
     if s.held:
         parts["edge"] = _held(curve, intervals)
-    elif s.channel.age_s > 0:
+    elif s.channel.age_s:
         # A register renewed faster than it is read: every reading is up to age_s old, so the window saw what happened
         # that much earlier. Nothing is lost by it where power is the same at both ends.
         parts["edge"] = s.channel.age_s * np.abs(np.diff(curve.near(intervals), axis=1)[:, 0])
@@ -164,8 +164,9 @@ def _sums(curve: Curve, intervals: Floats) -> dict[str, Floats]:
     is_counter = s.channel.kind == "counter"
     parts = _counter(curve, rough, intervals) if is_counter else _means(curve, rough, intervals)
     if not s.held:
-        # Refreshed faster than it is read, nobody knows how much: a reading is up to a read old, half on average.
-        lag = s.read_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]
+        # Refreshed faster than it is read: a reading is up to age_s old, half on average; where nobody knows, a read.
+        age_s = s.read_s if s.channel.age_s is None else s.channel.age_s
+        lag = age_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]
         parts["edge"] = np.hypot(parts["edge"], lag)
     return parts
 
@@ -175,7 +176,7 @@ def _counter(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats
     laws = _Laws(curve, np.pad(rough, 1), intervals, SUM_NOISE, SUM_JUMP)
     noise = laws.parts[0] * laws.mean_square
     # Read faster than it refreshes, slack is known; otherwise a reading is up to `age_s` old, half of that on average.
-    unknown_s = np.hypot(s.stamp_s, 0.0 if s.held else s.channel.age_s / 2)
+    unknown_s = np.hypot(s.stamp_s, 0.0 if s.held else (s.channel.age_s or 0.0) / 2)
     slack = np.hypot(np.append(s.slack_s, s.slack_s[-1:])[: len(t)], unknown_s)
     k = curve.interval(intervals)
     x = _share(curve, intervals, k)
@@ -190,14 +191,24 @@ def _counter(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats
         "quantisation": np.full(len(intervals), K * s.quantum / np.sqrt(6)),  # one reading at each end
     }
     if len(s.lost):
-        # A restart: bridged by the mean of the powers before and after, between two samples off like those at an end.
+        # A restart: bridged by the mean of the powers before and after. A change of the power may have come anywhere in
+        # between; and such bridges miss elsewhere what they miss here.
         i = s.lost
-        step = curve.power(i + 1) - curve.power(i - 1)
+        step = _step(curve, t[i], t[i + 1], curve.h_s[i])
         bridge = np.zeros(len(t))
-        bridge[i + 1] = (step * curve.h_s[i]) ** 2 / 12 + 3 * noise
-        bridge[i + 1] += curve.power(i) ** 2 * (slack[i] ** 2 + slack[i + 1] ** 2) / 3
+        missed = [_missed(curve, span_s) for span_s in curve.h_s[i]]
+        bridge[i + 1] = np.maximum(step**2 / 12, missed) * curve.h_s[i] ** 2
         parts["gap"] = np.asarray(K_ESTIMATED * np.sqrt(curve.between(bridge, intervals)))
     return parts
+
+
+def _missed(curve: Curve, span_s: float) -> float:
+    """Mean square, in W^2, of what bridges of that length, built elsewhere in the record, miss of the mean power."""
+    t, e = curve.t_s, curve.energy_j
+    n = max(1, min(round(span_s / curve.samples.update.period_s), (len(t) - 1) // 3))
+    mean_w = (e[n:] - e[:-n]) / (t[n:] - t[:-n])
+    missed_w = mean_w[n:-n] - (mean_w[: -2 * n] + mean_w[2 * n :]) / 2
+    return float(np.mean(missed_w**2)) if len(missed_w) else 0.0
 
 
 def _means(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats]:
@@ -299,9 +310,14 @@ def _clock(curve: Curve, intervals: Floats, bound_s: float) -> Floats:
     if bound_s <= 0:
         return np.zeros(len(intervals))
     span = max(bound_s, curve.samples.update.period_s)
-    before_s, after_s = np.minimum(span, intervals - curve.t_s[0]), np.minimum(span, curve.t_s[-1] - intervals)
-    here = curve.at(intervals)
-    left = (here - curve.at(intervals - before_s)) / np.maximum(before_s, 1e-12)
-    right = (curve.at(intervals + after_s) - here) / np.maximum(after_s, 1e-12)
-    step = np.where((before_s > 0) & (after_s > 0), right - left, 0.0)
+    step = _step(curve, intervals, intervals, span)
     return np.asarray(bound_s * np.sqrt(np.sum(step**2, axis=1)))
+
+
+def _step(curve: Curve, start_s: Floats, end_s: Floats, span_s: Floats | float) -> Floats:
+    """Mean power over span_s after each of end_s less that before each of start_s, in W; 0 where a side is empty."""
+    before_s, after_s = np.minimum(span_s, start_s - curve.t_s[0]), np.minimum(span_s, curve.t_s[-1] - end_s)
+    before_j = curve.at(start_s) - curve.at(start_s - before_s)
+    after_j = curve.at(end_s + after_s) - curve.at(end_s)
+    is_between = (before_s > 0) & (after_s > 0)
+    return np.where(is_between, after_j / np.maximum(after_s, 1e-12) - before_j / np.maximum(before_s, 1e-12), 0.0)

@@ -184,18 +184,29 @@ def _counter(channel: Channel, t: Floats, v: Floats) -> Samples:
 
 
 def _bridged(s: Samples) -> Samples:
-    """Restarts of a counter bridged by the mean of the powers before and after: never unwrapped, marked as lost."""
-    value = s.value
-    for i in s.lost:
-        span = s.t_s[i + 1] - s.t_s[i]
-        around = [k for k in (i - 1, i + 1) if 0 <= k < len(value) - 1 and k not in s.lost]
-        if not around:
+    """Restarts of a counter bridged by the mean of the powers before and after: never unwrapped, marked as lost.
+
+    Those powers are means over as long a time as the bridge is. A held counter may restart between two refreshes, and
+    nobody knows what its next value counts from: the read that found the restart is left out, and the bridge goes on to
+    the refresh after it.
+    """
+    after = s.lost + 1
+    left_out = after[(after + 1 < len(s.t_s)) & ~np.isin(after, s.lost)] if s.held else _NONE
+    t, value, slack = (np.delete(x, left_out) for x in (s.t_s, s.value, s.slack_s))
+    lost = s.lost - np.searchsorted(left_out, s.lost)
+    starts, ends = np.append(0, lost + 1), np.append(lost, len(t) - 1)  # of the segments between restarts
+    for n, i in enumerate(lost):
+        span_s = t[i + 1] - t[i]
+        before = max(starts[n], min(i - 1, np.searchsorted(t, t[i] - span_s)))
+        after = min(ends[n + 1], max(i + 2, np.searchsorted(t, t[i + 1] + span_s)))
+        powers = [(value[k] - value[j]) / (t[k] - t[j]) for j, k in ((before, i), (i + 1, after)) if k > j]
+        if not powers:
             raise GapError(
                 f"{s.channel.name}: restarted at every reading; check that it is an energy counter in joules"
             )
-        power = np.mean([(value[k + 1] - value[k]) / (s.t_s[k + 1] - s.t_s[k]) for k in around])
-        value = np.concatenate([value[: i + 1], value[i + 1 :] + power * span])
-    return replace(s, value=value)
+        bridge_j = np.mean(powers) * span_s
+        value = np.concatenate([value[: i + 1], value[i + 1 :] + value[i] + bridge_j - value[i + 1]])
+    return replace(s, t_s=t, value=value, slack_s=slack, lost=lost)
 
 
 def _refreshes(channel: Channel, t: Floats, v: Floats, seen: Ints, drops: Ints) -> Samples:
@@ -218,7 +229,8 @@ def _refreshes(channel: Channel, t: Floats, v: Floats, seen: Ints, drops: Ints) 
     slack = np.concatenate([slack[:1], slack])
     value = v[np.concatenate([[0], seen])]
     last_read = t[np.concatenate([seen - 1, [len(t) - 1]])]
-    until = np.minimum(np.append(made[1:], np.inf), last_read + period_s / 2)
+    following = np.append(made[1:], np.inf)
+    until = np.where(following <= last_read + period_s / 2, following, last_read)  # unread, it may have changed at once
     times = np.maximum(1, np.round((until - made) / period_s)).astype(np.int64)
     start = np.cumsum(times) - times
     k = np.repeat(np.arange(len(made)), times)

@@ -58,6 +58,43 @@ def test_wrap_is_added():
     assert e.resets == 0
 
 
+@pytest.mark.parametrize("shown", ["at once", "at once, counting on", "with the next refresh", "after a reboot"])
+@pytest.mark.parametrize("reads_per_refresh", [2.7, 5.3, 10.0])
+def test_restart_of_a_held_counter_costs_what_its_bar_says(shown, reads_per_refresh):
+    # 5 W, refreshed every 0.1 s; whatever the counter shows around its restart, 8 s are 40 J.
+    inside = []
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        made = np.arange(0.0, 12.0, 0.1) + random.uniform(0, 0.1)
+        t = np.arange(0.2, 12.0, 0.1 / reads_per_refresh)
+        refreshed = made[np.searchsorted(made, t, side="right") - 1]
+        joules, at = 5 * refreshed, random.uniform(3, 7)
+        if shown == "at once":
+            joules[t >= at] = 5 * np.maximum(0.0, refreshed[t >= at] - at)
+        elif shown == "at once, counting on":  # from what it last showed
+            joules[t >= at] -= joules[t >= at][0]
+        elif shown == "with the next refresh":
+            joules[refreshed >= at] = 5 * (refreshed[refreshed >= at] - at)
+        else:
+            joules[t >= at] = 5 * np.maximum(0.0, refreshed[t >= at] - at)
+            joules[(t >= at - 1.3) & (t < at)] = np.nan
+        found = energy(trace(t, joules, "counter"), "x", 2.0, 10.0)
+        inside.append(abs(found.energy_j - 40) <= found.uncertainty_j)
+        assert found.resets == 1
+        assert found.uncertainty_j < 5 * 0.1 * (8 if shown == "after a reboot" else 2)
+    assert np.mean(inside) >= 0.95
+
+
+def test_counter_that_stamps_its_readings_pays_nothing_for_their_age():
+    # 2 W, from 5 s on 6 W: between two exact readings a counter misses nothing, and none is read late.
+    t = np.arange(0.0, 12.0, 0.1)
+    joules = 2 * t + 4 * np.maximum(0.0, t - 5.0)
+    late, stamped = (energy(trace(t, joules, "counter", age_s=a), "x", 2.0, 10.0) for a in (None, 0.0))
+    assert stamped.energy_j == late.energy_j == pytest.approx(36.0)
+    assert late.parts["edge"] > 0.1  # up to 0.1 s at 4 W more
+    assert stamped.parts["edge"] < late.parts["edge"] / 3
+
+
 def test_restart_is_bridged_flagged_and_uncovered_never_unwrapped():
     t = np.arange(0, 10, 0.1)
     counted = np.where(t < 4.95, 1000 + 2 * t, 2 * (t - 4.95))

@@ -163,7 +163,10 @@ SENSORS = (
     "counter, quantised",
     "counter, slowly read",  # refreshes faster than it is read
     "counter, restarting",
+    "counter, rebooting",  # the same, and for a while nothing can be read
+    "counter, stamped",  # the time of each refresh comes with it
 )
+RESTARTING = ("counter, restarting", "counter, rebooting")
 WAVES = ("constant", "ramp", "step", "sine", "square", "fast square", "telegraph")
 
 
@@ -187,7 +190,7 @@ def _case(waves: str, sensor: str, random: np.random.Generator) -> Case:
     refresh: float | None = period
     read = period
     averaging = 0.0
-    if sensor in ("gauge, held", "gauge, averaging", "counter", "counter, quantised", "counter, restarting"):
+    if sensor in ("gauge, held", "gauge, averaging", "counter", "counter, quantised", *RESTARTING):
         read, held = period / log_uniform(1.5, 40.0), True
     elif sensor == "counter, slowly read":
         refresh = period * random.uniform(0.0, 1.0) + 1e-4
@@ -219,7 +222,6 @@ def _case(waves: str, sensor: str, random: np.random.Generator) -> Case:
     start, end = start + 1000.0, end + 1000.0
     lose = random.choice([0.0, 0.0, 0.02, 0.1])
     kept = random.random(n) >= lose
-    kept[[0, 1, -2, -1]] = True
 
     if waves == "constant":
         wave = constant(high)
@@ -245,14 +247,19 @@ def _case(waves: str, sensor: str, random: np.random.Generator) -> Case:
     if held and kind == "gauge":
         # A real reading is never still: without its noise a held value is a power that stands still.
         noise = 0.003 * swing
-    restarts = np.sort(random.uniform(start, end, random.integers(1, 3))) if sensor == "counter, restarting" else ()
+    restarts = np.sort(random.uniform(start, end, random.integers(1, 3))) if sensor in RESTARTING else ()
+    if sensor == "counter, rebooting":
+        dead = period * log_uniform(0.1, periods / 10)
+        kept &= np.all([(reads < at - dead) | (reads >= at) for at in restarts], axis=0)
+    kept[[0, 1, -2, -1]] = True
     value = readings(wave, Sensor(kind, refresh, refresh_jitter, averaging, quantum, noise), reads, random, restarts)
     if random.random() < 0.5:
         value[~kept] = np.nan
     else:
         reads, value = reads[kept], value[kept]
     quantity, unit = ("energy", "J") if kind == "counter" else ("power", "W")
-    channel = Channel("x", quantity, unit, kind, "the load", quantum=quantum, averaging_s=averaging)
+    age_s = 0.0 if sensor == "counter, stamped" else None
+    channel = Channel("x", quantity, unit, kind, "the load", quantum=quantum, averaging_s=averaging, age_s=age_s)
     trace = Trace("made", "boottime", (channel,), reads, value[:, None])
     scale = (high if kind == "counter" or waves == "constant" else swing) * period
     return Case(trace, start, end, wave.energy(start, end), scale)
