@@ -194,17 +194,17 @@ def _bridged(s: Samples) -> Samples:
     left_out = after[(after + 1 < len(s.t_s)) & ~np.isin(after, s.lost)] if s.held else _NONE
     t, value, slack = (np.delete(x, left_out) for x in (s.t_s, s.value, s.slack_s))
     lost = s.lost - np.searchsorted(left_out, s.lost)
+    whole = np.delete(np.arange(len(t) - 1), lost)
+    if len(lost) and not len(whole):
+        raise GapError(f"{s.channel.name}: restarted at every reading; check that it is an energy counter in joules")
+    overall_w = np.sum(np.diff(value)[whole]) / np.sum(np.diff(t)[whole])  # where restarts follow each other
     starts, ends = np.append(0, lost + 1), np.append(lost, len(t) - 1)  # of the segments between restarts
     for n, i in enumerate(lost):
         span_s = t[i + 1] - t[i]
         before = max(starts[n], min(i - 1, np.searchsorted(t, t[i] - span_s)))
         after = min(ends[n + 1], max(i + 2, np.searchsorted(t, t[i + 1] + span_s)))
         powers = [(value[k] - value[j]) / (t[k] - t[j]) for j, k in ((before, i), (i + 1, after)) if k > j]
-        if not powers:
-            raise GapError(
-                f"{s.channel.name}: restarted at every reading; check that it is an energy counter in joules"
-            )
-        bridge_j = np.mean(powers) * span_s
+        bridge_j = np.mean(powers or overall_w) * span_s
         value = np.concatenate([value[: i + 1], value[i + 1 :] + value[i] + bridge_j - value[i + 1]])
     return replace(s, t_s=t, value=value, slack_s=slack, lost=lost)
 
