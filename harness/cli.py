@@ -137,14 +137,15 @@ def run(
                 extra_meters=entry.attached(unit, meters), controls=controls, progress=progress,
             )  # fmt: skip
             with _undisturbed():
-                store.add(finished)
+                home = _kept(store, finished)
                 stored = True
-        finished = store.get(finished.id)
+        finished = home.get(finished.id)
         if as_json:
-            _print_json(finished.as_json() | {"store": store.address})
+            _print_json(finished.as_json() | {"store": home.address})
         else:
             _say(text.summary(finished))
-            _say(f"stored as {finished.id} in {store.address}; see it: edgewatt report tradeoff -o report.html")
+            where = "" if home is store else f" --store {home.address}"
+            _say(f"stored as {finished.id} in {home.address}; see it: edgewatt report tradeoff -o report.html{where}")
         if report is not None:
             _write_report("tradeoff", [finished], report)
     except KeyboardInterrupt:
@@ -154,6 +155,8 @@ def run(
         raise SystemExit(FAILED) from None
     if finished.error is not None:
         _complain(f"{workload} on {device}: {finished.error.message}")
+        raise SystemExit(FAILED)
+    if home is not store:
         raise SystemExit(FAILED)
 
 
@@ -319,6 +322,25 @@ def _open(address: str, *, writing: bool = False) -> Store:
     if writing:
         store.check()
     return store
+
+
+def _kept(store: Store, run: Run) -> Store:
+    """Where the run is now: its store or, where that cannot take it any more (a full disk), one made for it alone."""
+    from edgewatt.harness.api import HarnessError
+    from edgewatt.results.store import Store
+
+    try:
+        store.add(run)
+        return store
+    except HarnessError as error:
+        try:
+            refuge = Store(tempfile.mkdtemp(prefix="edgewatt-kept-"))
+            refuge.add(run)
+        except (HarnessError, OSError):
+            raise error from None
+        kept = f"the run is kept in {refuge.address}, a store of its own: move that folder to a safe place"
+        _complain(_one_line(f"edgewatt: {error}; {kept}"))
+        return refuge
 
 
 def _check_report(path: Path) -> None:

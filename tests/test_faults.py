@@ -174,7 +174,10 @@ def test_full_disk_is_refused_before_anything_is_measured(edgewatt, small_disk):
 
 
 @pytest.mark.needs_root
-def test_disk_that_fills_during_the_run_leaves_nothing_half_written(edgewatt, small_disk):
+def test_disk_that_fills_during_the_run_costs_no_run_and_leaves_nothing_half_written(
+    edgewatt, small_disk, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     process = edgewatt.start("run", "misbehaving", "--set", *QUICK, "window_s=3", "--store", small_disk / "runs")
     for line in process.stderr:
         if "measuring" in line:
@@ -185,9 +188,12 @@ def test_disk_that_fills_during_the_run_leaves_nothing_half_written(edgewatt, sm
             ballast.flush()
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
-    assert process.returncode == 2, (out, err)
+    assert process.returncode == 1, (out, err)
     (small_disk / "ballast").unlink()
     assert edgewatt.json("list", "--store", small_disk / "runs")["runs"] == []
+    (refuge,) = tmp_path.glob("edgewatt-kept-*")
+    assert f"is kept in {refuge}" in err
+    assert edgewatt.json("show", "latest", "--store", refuge)["error"] is None
     edgewatt.json("run", "misbehaving", "--set", *QUICK, "--store", small_disk / "runs")
 
 
