@@ -301,7 +301,11 @@ def convert_femtodet(checkpoint: Path | None, variant: str, graphs: bool, output
 
     chosen = VARIANTS[variant]
     if graphs:
-        written = graph.export(output)
+        try:
+            from edgewatt.workloads.femtodet import export as exporting
+        except ImportError as error:
+            raise UsageError(f"making graphs needs {error.name}; pip install 'edgewatt[torch]'") from error
+        written = exporting.write_structures(output)
     elif checkpoint is not None:
         written = [graph.write(output, fold.folded(checkpoints.load(checkpoint, chosen), chosen), chosen)]
     else:

@@ -8,6 +8,7 @@ CPU times (what sampling does to caches) plus the agent's own CPU time (what it 
 """
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -51,8 +52,8 @@ def python_item() -> Callable[[], None]:
     return item
 
 
-def femtodet_item() -> Callable[[], None]:
-    """One FemtoDet inference at 416 x 416 by ONNX Runtime, with all cores."""
+def femtodet_item(threads: int = 0) -> Callable[[], None]:
+    """One FemtoDet inference at 416 x 416 by ONNX Runtime; 0 threads: all cores."""
     import onnxruntime
 
     from edgewatt.workloads.femtodet import fold, graph, synthetic
@@ -61,7 +62,9 @@ def femtodet_item() -> Callable[[], None]:
     folder = Path(tempfile.mkdtemp(prefix="edgewatt-bench-"))
     voc = VARIANTS["voc"]
     model = graph.write(folder, fold.folded(synthetic.synthetic(voc, 0), voc), voc)
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     picture = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
     return lambda: session.run(None, {"input": picture})  # type: ignore[no-any-return]
 
@@ -164,7 +167,12 @@ def main() -> None:
                 f"{taken:.1%} of a core, {found[0].facts['scheduling']}"
             )
         print(f"100 Hz x {CHANNELS} channels: the agent takes {cost(here, folder, seconds):.2%} of a core")
-        for what, make in (("a busy Python loop", python_item), ("a FemtoDet loop on all cores", femtodet_item)):
+        loads: tuple[tuple[str, Callable[[], Callable[[], None]]], ...] = (
+            ("a busy Python loop", python_item),
+            ("a FemtoDet loop on one core", functools.partial(femtodet_item, 1)),
+            ("a FemtoDet loop on all cores", femtodet_item),
+        )
+        for what, make in loads:
             ratios = np.array(slowdown(here, folder, 10 * seconds, make))
             wall, cpu = np.median(ratios, axis=0) - 1
             error, cpu_error = 1.2533 * ratios.std(axis=0) / len(ratios) ** 0.5  # standard error of a median

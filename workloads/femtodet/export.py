@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import onnx
 import torch
 from onnx import TensorProto, helper
 
-from edgewatt.workloads.femtodet.graph import WEIGHTS, extents
+from edgewatt.workloads.femtodet.graph import WEIGHTS, extents, structures
 from edgewatt.workloads.femtodet.layout import Conv, layout
 from edgewatt.workloads.femtodet.network import FemtoDet
-from edgewatt.workloads.femtodet.variants import Variant
+from edgewatt.workloads.femtodet.variants import VARIANTS, Variant
 
 _OPSET = 18  # the oldest torch exports to; with this IR version onnxruntime 1.17 reads it
 _IR_VERSION = 8
 _BLOCK = 16  # channels in onnxruntime's blocked layout on AVX-512
+
+
+def write_structures(folder: Path) -> list[Path]:
+    """The structure files of all variants, made from the torch module into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for variant in VARIANTS.values():
+        plain, *wide = structures(variant)
+        model = structure(variant)
+        paths.append(folder / plain)
+        paths[-1].write_bytes(model.SerializeToString(deterministic=True))
+        for name in wide:
+            paths.append(folder / name)
+            paths[-1].write_bytes(widened(model, variant).SerializeToString(deterministic=True))
+    return paths
 
 
 def structure(variant: Variant) -> onnx.ModelProto:

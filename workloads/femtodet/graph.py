@@ -9,12 +9,11 @@ written as dense ones: onnxruntime keeps maps in blocks of 16 channels on CPUs w
 every layer that does not fit. The zeros are added to the weights when the session is made. Measured on a Zen 4 core,
 onnxruntime 1.32, one thread, 416: 2.6 ms a picture instead of 3.0.
 
-`python -m edgewatt.workloads.femtodet.graph --out FOLDER` makes the shipped files again, from the torch module.
+`edgewatt convert femtodet --graphs -o FOLDER` makes the shipped files again, from the torch module (export.py).
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -30,7 +29,7 @@ import numpy.typing as npt
 
 from edgewatt.harness.api import HarnessError, UsageError
 from edgewatt.workloads.femtodet.layout import state_layout
-from edgewatt.workloads.femtodet.variants import VARIANTS, Variant
+from edgewatt.workloads.femtodet.variants import Variant
 
 WEIGHTS = "weights.safetensors"
 
@@ -124,34 +123,3 @@ def _place(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def main() -> None:
-    """Writes every structure file into a folder."""
-    parser = argparse.ArgumentParser(description="Make the ONNX structure files from the torch module.")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the .onnx files go")
-    folder: Path = parser.parse_args().out
-    export(folder)
-
-
-def export(folder: Path) -> list[Path]:
-    """The structure files of all variants, made from the torch module into `folder`; needs the extra `torch`."""
-    try:
-        from edgewatt.workloads.femtodet import export as export_module
-    except ImportError as error:
-        raise UsageError(f"making graphs needs {error.name}; pip install 'edgewatt[torch]'") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for variant in VARIANTS.values():
-        plain, *wide = structures(variant)
-        model = export_module.structure(variant)
-        paths.append(folder / plain)
-        paths[-1].write_bytes(model.SerializeToString(deterministic=True))
-        for name in wide:
-            paths.append(folder / name)
-            paths[-1].write_bytes(export_module.widened(model, variant).SerializeToString(deterministic=True))
-    return paths
-
-
-if __name__ == "__main__":
-    main()
