@@ -202,3 +202,31 @@ def test_control_characters_of_a_device_do_not_reach_the_terminal(edgewatt):
     (edgewatt.folder / "devices.toml").write_text('[devices."bench\\u001b[2J"]\nkind = "host"\n')
     shown = edgewatt("devices", "--seconds", "0.2").stdout
     assert "bench\\x1b[2J" in shown and "\x1b" not in shown
+
+
+def test_checkpoint_is_converted_to_a_graph_that_runs(edgewatt):
+    import numpy as np
+    import onnxruntime
+    from safetensors.numpy import save_file
+
+    from edgewatt.workloads.femtodet.synthetic import synthetic
+    from edgewatt.workloads.femtodet.variants import VARIANTS
+
+    save_file(synthetic(VARIANTS["voc"], 3), edgewatt.folder / "mine.safetensors")
+    path = edgewatt("convert", "femtodet", "--checkpoint", "mine.safetensors", "-o", "made").stdout.strip()
+    session = onnxruntime.InferenceSession(edgewatt.folder / path)
+    cls, reg, obj = session.run(None, {"input": np.zeros((1, 3, 416, 416), np.float32)})
+    assert (cls.shape, reg.shape, obj.shape) == ((1, 20, 26, 26), (1, 4, 26, 26), (1, 1, 26, 26))
+    run = edgewatt.json("run", "femtodet", "--set", *QUICK, "weights=mine.safetensors", "limit=2", "size=320")
+    assert "synthetic_weights" not in {f["flag"] for f in run["flags"]}
+
+
+@pytest.mark.needs_torch
+def test_convert_refuses_in_one_line(edgewatt):
+    pytest.importorskip("torch")
+    (edgewatt.folder / "file").write_text("mine")
+    assert "--checkpoint" in edgewatt.refused("convert", "femtodet", "-o", "made")
+    assert "gone.pth" in edgewatt.refused("convert", "femtodet", "--checkpoint", "gone.pth", "-o", "made")
+    for asked in (("--graphs",), ("--checkpoint", "file")):
+        assert "file" in edgewatt.refused("convert", "femtodet", *asked, "-o", "file/below")
+    assert (edgewatt.folder / "file").read_text() == "mine"

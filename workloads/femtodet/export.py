@@ -9,6 +9,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from edgewatt.harness.api import UsageError
 from edgewatt.workloads.femtodet.graph import WEIGHTS, extents, structures
 from edgewatt.workloads.femtodet.layout import Conv, layout
 from edgewatt.workloads.femtodet.network import FemtoDet
@@ -20,17 +21,21 @@ _BLOCK = 16  # channels in onnxruntime's blocked layout on AVX-512
 
 
 def write_structures(folder: Path) -> list[Path]:
-    """The structure files of all variants, made from the torch module into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The structure files of all variants, made from the torch module into `folder`; UsageError if it takes none."""
     paths = []
-    for variant in VARIANTS.values():
-        plain, *wide = structures(variant)
-        model = structure(variant)
-        paths.append(folder / plain)
-        paths[-1].write_bytes(model.SerializeToString(deterministic=True))
-        for name in wide:
-            paths.append(folder / name)
-            paths[-1].write_bytes(widened(model, variant).SerializeToString(deterministic=True))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for variant in VARIANTS.values():
+            plain, *wide = structures(variant)
+            model = structure(variant)
+            made = {plain: model} | {name: widened(model, variant) for name in wide}
+            for name, graph in made.items():
+                paths.append(folder / name)
+                paths[-1].write_bytes(graph.SerializeToString(deterministic=True))
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: the graphs cannot be written there ({error.strerror}); choose a folder that may be written to"
+        ) from error
     return paths
 
 
