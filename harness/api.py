@@ -60,8 +60,8 @@ class Channel:
     # Gauges: a reading is the mean of this long before it; 0: instantaneous; None: unknown.
     averaging_s: float | None = None
     # How old a reading may be when it is read, where the sensor renews its register at a pace of its own; 0: it is made
-    # as it is read, or stamped by the sensor. None: unknown; a gauge that shows no repeats is then taken to be fresh, a
-    # counter to be up to one read old.
+    # as it is read, or stamped by the sensor. None: unknown; a gauge that shows no repeats is then taken to be fresh.
+    # A counter that shows none is taken to be up to one read old, unless this is 0.
     age_s: float | None = None
 
     @property

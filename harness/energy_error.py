@@ -163,10 +163,10 @@ def _sums(curve: Curve, intervals: Floats) -> dict[str, Floats]:
     rough[np.maximum(h[1:], h[:-1]) > GAP_PERIODS * s.update.period_s] = 0.0
     is_counter = s.channel.kind == "counter"
     parts = _counter(curve, rough, intervals) if is_counter else _means(curve, rough, intervals)
-    if not s.held:
-        # Refreshed faster than it is read: a reading is up to age_s old, half on average; where nobody knows, a read.
-        age_s = s.read_s if s.channel.age_s is None else s.channel.age_s
-        lag = age_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]
+    if not s.held and s.channel.age_s != 0:
+        # Refreshed faster than it is read, nobody knows how much: a reading is up to a read old, half on average. A
+        # data sheet's pace does not narrow that: drivers and emulators between it and us have one of their own.
+        lag = s.read_s / 2 * np.diff(curve.near(intervals), axis=1)[:, 0]
         parts["edge"] = np.hypot(parts["edge"], lag)
     return parts
 
