@@ -464,7 +464,9 @@ def _raise_again(ignored: sys.UnraisableHookArgs) -> None:
     _listen()
     main_thread = threading.main_thread().ident
     assert main_thread is not None
-    threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+    again = threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT))
+    again.daemon = True  # a command that is over by then has nothing to interrupt
+    again.start()
 
 
 def _listen() -> None:

@@ -190,12 +190,14 @@ def _bridged(s: Samples) -> Samples:
     nobody knows what its next value counts from: the read that found the restart is left out, and the bridge goes on to
     the refresh after it.
     """
+    if not len(s.lost):
+        return s
     after = s.lost + 1
     left_out = after[(after + 1 < len(s.t_s)) & ~np.isin(after, s.lost)] if s.held else _NONE
     t, value, slack = (np.delete(x, left_out) for x in (s.t_s, s.value, s.slack_s))
     lost = s.lost - np.searchsorted(left_out, s.lost)
     whole = np.delete(np.arange(len(t) - 1), lost)
-    if len(lost) and not len(whole):
+    if not len(whole):
         raise GapError(f"{s.channel.name}: restarted at every reading; check that it is an energy counter in joules")
     overall_w = np.sum(np.diff(value)[whole]) / np.sum(np.diff(t)[whole])  # where restarts follow each other
     starts, ends = np.append(0, lost + 1), np.append(lost, len(t) - 1)  # of the segments between restarts
