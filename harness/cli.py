@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -338,9 +339,14 @@ def _kept(store: Store, run: Run) -> Store:
         return store
     except HarnessError as error:
         try:
-            refuge = Store(tempfile.mkdtemp(prefix="edgewatt-kept-"))
+            folder = tempfile.mkdtemp(prefix="edgewatt-kept-")
+        except OSError:
+            raise error from None
+        try:
+            refuge = Store(folder)
             refuge.add(run)
-        except (HarnessError, OSError):
+        except HarnessError:
+            shutil.rmtree(folder, ignore_errors=True)
             raise error from None
         kept = f"the run is kept in {refuge.address}, a store of its own: move that folder to a safe place"
         _complain(_one_line(f"edgewatt: {error}; {kept}"))

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -195,6 +196,23 @@ def test_disk_that_fills_during_the_run_costs_no_run_and_leaves_nothing_half_wri
     assert f"is kept in {refuge}" in err
     assert edgewatt.json("show", "latest", "--store", refuge)["error"] is None
     edgewatt.json("run", "misbehaving", "--set", *QUICK, "--store", small_disk / "runs")
+
+
+def test_run_that_can_be_kept_nowhere_leaves_nothing_behind(tmp_path, monkeypatch):
+    from edgewatt.harness import cli
+    from edgewatt.harness.api import UsageError
+    from edgewatt.results.store import Store
+    from support.example_run import example_run
+
+    def refuse(*_):
+        raise UsageError("the disk is full")
+
+    store, run = Store(tmp_path / "runs"), example_run()
+    monkeypatch.setattr(Store, "add", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UsageError, match="the disk is full"):
+        cli._kept(store, run)
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
 
 
 @pytest.mark.needs_root
