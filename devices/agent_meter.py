@@ -12,6 +12,7 @@ import numpy as np
 from edgewatt.harness.api import AgentProcess, Channel, Device, Facts, Floats, HarnessError, Meter, Trace
 
 FIRST_SAMPLE_S = 15.0  # an old board takes seconds to start Python
+FIRST_OF_STREAM_S = 35.0  # a program it has to start first may take as long again
 MISSING = np.iinfo(np.int64).min
 
 
@@ -38,6 +39,7 @@ class AgentMeter(Meter):
             self.job["nodes"] = [{"name": c.name, **n} for c, n in zip(self.channels, nodes, strict=True)]
         self.period_s = 1 / float(self.job.get("rate_hz", 100))
         self._scale = np.ones(len(self.channels)) if scale is None else np.array(scale, np.float64)
+        self._first_sample_s = FIRST_OF_STREAM_S if self.job.get("stream") else FIRST_SAMPLE_S
         self._process: AgentProcess | None = None
         self._thread: threading.Thread | None = None
         self._trace: Trace | None = None
@@ -53,7 +55,7 @@ class AgentMeter(Meter):
         self._trace = None
         self._collected = Collected()
         self._process = self.device.start("sample", self.job)
-        events = self._process.events(FIRST_SAMPLE_S)
+        events = self._process.events(self._first_sample_s)
         try:
             for event in events:
                 self._collected.take(event)
@@ -71,7 +73,7 @@ class AgentMeter(Meter):
             self._process = None
             if isinstance(error, HarnessError):
                 raise
-            raise HarnessError(f"{self.name}: no sample within {FIRST_SAMPLE_S:g} s: {error}") from error
+            raise HarnessError(f"{self.name}: no sample within {self._first_sample_s:g} s: {error}") from error
         except BaseException:
             self._process.stop()
             self._process = None

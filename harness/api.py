@@ -334,6 +334,18 @@ class Meter(ABC):
         """Sampling ends; everything sampled since `start`. What went wrong meanwhile is in the trace's facts."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at before measuring: whether it is well (None: cannot be told), and what was found.
+
+    `detail` ends with the next step where it is not well.
+    """
+
+    name: str
+    is_well: bool | None
+    detail: str
+
+
 class Device(ABC):
     """The unit under test: a shell, some facts, its meters, and an agent. A context manager; closing twice is harmless.
 
@@ -385,6 +397,10 @@ class Device(ABC):
 
     def health(self) -> Sequence[Flag]:
         """What would spoil a measurement that started now (charging, hot, throttled), each with numbers."""
+        return ()
+
+    def checks(self) -> Sequence[Check]:
+        """What `edgewatt doctor` looks at on this kind of device, beside `health` and the meters' problems."""
         return ()
 
     def steady_nodes(self) -> Sequence[Facts]:

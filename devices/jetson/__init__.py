@@ -1,0 +1,1 @@
+"""Jetson boards, locally or over ssh: their rails, facts, conditions and controls."""
