@@ -1,9 +1,9 @@
 """The agent: samples meters and runs jobs on the device, on the device's clock (docs/agent-protocol.md).
 
-    python agent.py hello|clock|sample|run JOB.json
+    python agent.py hello|clock|sample|call|hold|run JOB.json
 
-This file is all a board needs for `hello`, `clock` and `sample`: the standard library, Python 3.8 or newer. `run` lives
-in the package's `run` and is imported only when asked for.
+This file is all a board needs for `hello`, `clock` and `sample` of files: the standard library, Python 3.8 or newer.
+`run` lives in the package's `run` and is imported only when asked for, as is what a job names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import math
 import os
 import platform
 import queue
+import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -32,6 +34,10 @@ from typing import Any, NoReturn
 PROTOCOL = 1
 MISSING = -(2**63)  # a reading that failed, where the values are integers
 LOOK_S = 0.25  # the longest the agent goes without looking whether it should end
+FIRST_OF_STREAM_S = 30.0  # a stream may have to start a program first
+
+# Whoever started us may have made the process group for us alone without our leading it (a shell over ssh).
+GROUP_IS_OURS = bool(os.environ.get("EDGEWATT_GROUP"))
 
 if hasattr(time, "CLOCK_BOOTTIME"):
     CLOCK = "boottime"
@@ -60,12 +66,15 @@ class Agent:
         self.stopping = ""
         # The harness may have died before we could ask who our parent is; so it may tell us.
         self._parent = int(os.environ.pop("EDGEWATT_PARENT", "0")) or os.getppid()
+        self._heard_ns, self._silence_ns = now_ns(), 0
         self._lock = threading.Lock()
         self._spool: int | None = None
         self._spool_path = spool
         # What a model's library prints must not end up between events: descriptor 1 becomes another name of stderr.
         self._out: int | None = os.dup(1)
         os.dup2(2, 1)
+        if stat.S_ISFIFO(os.fstat(self._out).st_mode) or stat.S_ISSOCK(os.fstat(self._out).st_mode):
+            os.set_blocking(self._out, False)  # a link that takes nothing more must not keep the agent from ending
         self._last_said = False
 
     def open_spool(self) -> None:
@@ -88,19 +97,55 @@ class Agent:
                     self._spool = None
             if self._out is not None:
                 try:
-                    write_whole(self._out, line)
+                    self._write_out(self._out, line)
                 except OSError:  # nobody listens any more; the spool goes on until the parent is seen to be gone
                     self._out = None
+
+    def _write_out(self, fd: int, data: bytes) -> None:
+        """All of it, or OSError; given up when the harness has gone while the link took nothing."""
+        while data:
+            try:
+                data = data[os.write(fd, data) :]
+            except BlockingIOError:
+                select.select([], [fd], [], LOOK_S)
+                if self.look() == "orphaned":
+                    raise
 
     def stop(self, *_: object) -> None:
         """Asks the work to end soon; a signal handler."""
         self.stopping = self.stopping or "stopped"
 
+    def abandon(self, *_: object) -> None:
+        """The harness has gone: asks the work to end; a signal handler."""
+        self.stopping = self.stopping or "orphaned"
+
     def look(self) -> str:
-        """`stopping`, after looking whether the parent still lives."""
-        if not self.stopping and os.getppid() != self._parent:
+        """`stopping`, after looking whether the parent still lives and the heart still beats."""
+        is_silent = self._silence_ns and now_ns() - self._heard_ns > self._silence_ns
+        if not self.stopping and (is_silent or os.getppid() != self._parent):
             self.stopping = "orphaned"
         return self.stopping
+
+    def listen(self, silence_s: float) -> None:
+        """From here on something must come on stdin at least every `silence_s`: the harness lives. `stop`: it asks."""
+        self._heard_ns, self._silence_ns = now_ns(), int(silence_s * 1e9)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            select.select([0], [], [])  # it may be the same socket as stdout, which does not block
+            try:
+                said = os.read(0, 4096)
+            except BlockingIOError:
+                continue
+            except OSError:
+                said = b""
+            if not said:  # the other end is closed
+                self.abandon()
+                return
+            self._heard_ns = now_ns()
+            if b"stop" in said:
+                self.stop()
 
     def sleep_until(self, deadline_ns: int) -> None:
         """Returns at `deadline_ns`, or soon after the agent was asked to end."""
@@ -304,6 +349,43 @@ class Source:
         """Nothing to look after: the source keeps its own handles."""
 
 
+class Stream:
+    """A program or service that tells readings in its own rhythm; a column it does not tell is None.
+
+    What the job names is called with its params and gives an object with `columns`, `read(timeout_s)` (stamp in ns, how
+    long it took in ns, and a row; None if nothing came), `close()` and `notes` (JSON, told at the end).
+    """
+
+    form = "float64"
+
+    def __init__(self, name: Any, params: Any) -> None:
+        self._stream = imported(name, "stream")(params)
+        self.columns = [str(c) for c in self._stream.columns]
+        self.batch = partial(array.array, "d")
+        self._failures = [0] * len(self.columns)
+
+    def read(self) -> tuple[int, int, list[float]] | None:
+        """The next reading, or None if none came within a quarter of a second."""
+        got = self._stream.read(LOOK_S)
+        if got is None:
+            return None
+        t_ns, read_ns, values = got
+        row = [math.nan if v is None or not math.isfinite(v) else float(v) for v in values]
+        if len(row) != len(self.columns):
+            raise ValueError(f"{len(row)} values for {len(self.columns)} columns")
+        for k, v in enumerate(row):
+            self._failures[k] += v != v
+        return int(t_ns), int(read_ns), row
+
+    def errors(self) -> dict[str, dict[str, Any]]:
+        return {c: {"count": n, "text": "not told"} for c, n in zip(self.columns, self._failures) if n}  # noqa: B905
+
+    def close(self) -> dict[str, Any]:
+        """Ends it; what it has to say about itself."""
+        self._stream.close()
+        return dict(self._stream.notes)
+
+
 class Durations:
     """How long things took, counted in bins of `step_ns`, so that a day of samples needs no more room than a minute."""
 
@@ -397,9 +479,14 @@ def sample(agent: Agent, job: dict[str, Any]) -> None:
     batch_s = number(job, "batch_s", 1.0)
     gap_limit_s = number(job, "gap_limit_s", max(3 / rate_hz, 0.05))
     duration_s = number(job, "duration_s", None) if job.get("duration_s") is not None else math.inf
-    if bool(job.get("nodes")) == bool(job.get("source")):
-        raise RefusedError("job: wanted either nodes or a source to sample")
-    reading: Any = Nodes(job["nodes"]) if job.get("nodes") else Source(job["source"], job.get("params") or {})
+    kinds: dict[str, Any] = {"nodes": Nodes, "source": Source, "stream": Stream}
+    given = [kind for kind in kinds if job.get(kind)]
+    if len(given) != 1:
+        raise RefusedError("job: wanted either nodes or a source or a stream to sample")
+    if given[0] == "nodes":
+        reading: Any = Nodes(job["nodes"])
+    else:
+        reading = kinds[given[0]](job[given[0]], job.get("params") or {})
 
     scheduling = "untouched" if job.get("nice", -10) is None else scheduled_better(int(number(job, "nice", -10, -20)))
     gc.collect()
@@ -408,8 +495,14 @@ def sample(agent: Agent, job: dict[str, Any]) -> None:
     sys.setswitchinterval(2e-4)  # the thread that writes frames yields to the one that samples
 
     frames = Frames(agent, reading.form, gap_limit_s)
-    cpu_s = time.process_time()
-    skipped = _sample_until_end(agent, reading, frames, rate_hz, batch_s, duration_s, scheduling)
+    cpu_s, skipped = cpu_used_s(), 0
+    failure: Exception | None = None
+    notes: dict[str, Any] = {}
+    if given[0] == "stream":
+        failure = _stream_until_end(agent, reading, frames, batch_s, duration_s, scheduling)
+        notes = {"notes": reading.close()}
+    else:
+        skipped = _sample_until_end(agent, reading, frames, rate_hz, batch_s, duration_s, scheduling)
     frames.close()
     elapsed_s = (frames.last_ns - frames.first_ns) * 1e-9
     agent.emit(
@@ -423,9 +516,52 @@ def sample(agent: Agent, job: dict[str, Any]) -> None:
         gaps_over_limit=frames.gaps_over_limit,
         skipped=skipped,
         read_s=frames.reads.quantile_s(0.5),
-        cpu_s_per_s=(time.process_time() - cpu_s) / elapsed_s if elapsed_s > 0 else None,
+        cpu_s_per_s=(cpu_used_s() - cpu_s) / elapsed_s if elapsed_s > 0 else None,
         errors=reading.errors(),
+        **notes,
     )
+    if failure is not None:
+        raise failure
+
+
+def cpu_used_s() -> float:
+    """Processor time of this process and of the programs it has started and waited for."""
+    used = os.times()
+    return time.process_time() + used.children_user + used.children_system
+
+
+def _stream_until_end(
+    agent: Agent, reading: Stream, frames: Frames, batch_s: float, duration_s: float, scheduling: str
+) -> Exception | None:
+    """Takes what comes; what ended the stream comes back. RefusedError if nothing ever came."""
+    start = batch_start = now_ns()
+    t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
+    failure: Exception | None = None
+    has_begun = False
+    while failure is None and not agent.look():
+        try:
+            got = reading.read()
+        except Exception as error:  # whatever a program's end looks like, what it said before counts
+            got, failure = None, error
+        now = now_ns()
+        if got is not None:
+            t_ns.append(got[0])
+            read_ns.append(got[1])
+            values.extend(got[2])
+            if not has_begun:
+                has_begun = True
+                agent.emit("sampling", t_ns=t_ns[0], columns=reading.columns, scheduling=scheduling)
+        elif not has_begun and (failure or now - start > FIRST_OF_STREAM_S * 1e9):
+            reading.close()
+            raise RefusedError(one_line(failure) if failure else f"nothing came within {FIRST_OF_STREAM_S:g} s")
+        if now - batch_start >= batch_s * 1e9 or len(values) >= 32768:
+            frames.add(t_ns, read_ns, values)
+            t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
+            batch_start = now
+        if now - start >= duration_s * 1e9:
+            break
+    frames.add(t_ns, read_ns, values)
+    return failure
 
 
 def _sample_until_end(
@@ -477,6 +613,48 @@ def run(agent: Agent, job: dict[str, Any]) -> None:
     imported("edgewatt.devices.agent.run:run", "run")(agent, job)
 
 
+def call(agent: Agent, job: dict[str, Any]) -> None:
+    """Tells what the job's function answers to its params."""
+    threading.Thread(target=_leave_if_orphaned, args=(agent,), daemon=True).start()
+    function = imported(job.get("function"), "function")
+    try:
+        value = function(job.get("params") or {})
+    except Exception as error:
+        if getattr(error, "is_refusal", False):
+            raise RefusedError(str(error)) from error
+        raise
+    agent.emit("result", value=value)
+
+
+def _leave_if_orphaned(agent: Agent) -> None:
+    while agent.look() != "orphaned":
+        time.sleep(LOOK_S)
+    end_group()
+    leave(0)
+
+
+def hold(agent: Agent, job: dict[str, Any]) -> None:
+    """Keeps the job's context manager entered until it is asked to end or left alone, and always leaves it.
+
+    Signals only ask, so entering and leaving are never cut short by one.
+    """
+    manager = imported(job.get("function"), "function")(job.get("params") or {})
+    is_held = False
+    try:
+        with manager as value:
+            is_held = True
+            agent.emit("held", value=value)
+            while not agent.look():
+                time.sleep(LOOK_S)
+    except Exception as error:
+        if is_held:
+            raise RuntimeError(f"not put back: {one_line(error)}") from error
+        if getattr(error, "is_refusal", False):
+            raise RefusedError(str(error)) from error
+        raise
+    agent.emit("released", value=value.get("after") if isinstance(value, dict) else None)
+
+
 def hello(agent: Agent, job: dict[str, Any]) -> None:
     """Nothing but the greeting, which `main` has said already."""
 
@@ -485,6 +663,8 @@ VERBS: dict[str, Callable[[Agent, dict[str, Any]], None]] = {
     "hello": hello,
     "clock": clock,
     "sample": sample,
+    "call": call,
+    "hold": hold,
     "run": run,
 }
 
@@ -520,6 +700,7 @@ def main(arguments: Sequence[str]) -> int:
     agent = Agent(verb, (path[:-5] if path.endswith(".json") else path) + ".events.jsonl")
     signal.signal(signal.SIGTERM, agent.stop)
     signal.signal(signal.SIGINT, agent.stop)
+    signal.signal(signal.SIGHUP, agent.abandon)
     faulthandler.enable()  # a crash in a model's library leaves its trace on stderr
     refusal: RefusedError | None = None
     job: dict[str, Any] = {}
@@ -546,6 +727,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if refusal:
             raise refusal
+        if job.get("heartbeat_s") is not None:
+            agent.listen(number(job, "heartbeat_s", None, 0.1))
         VERBS[verb](agent, job)
     except AskedToEndError:
         pass
@@ -566,7 +749,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def end_group() -> None:
     """Ends this process and what it started: nobody is left who would."""
-    if os.getpgrp() == os.getpid():
+    if os.getpgrp() == os.getpid() or GROUP_IS_OURS:
         os.killpg(0, signal.SIGKILL)
 
 
