@@ -1,4 +1,4 @@
-"""How an agent is started and heard: here, as a process of this machine."""
+"""How an agent is started and heard: what every transport does, and the one to this machine itself."""
 
 from __future__ import annotations
 
@@ -14,35 +14,135 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from edgewatt.harness.api import AgentProcess, Exit, Facts, HarnessError, UsageError
+from edgewatt.harness.api import AgentProcess, ClockOffset, Exit, Facts, HarnessError, UsageError
 
 AGENT = Path(__file__).parent / "agent" / "agent.py"
 LONGEST_LINE = 4 << 20  # bytes; no agent of ours writes a tenth of it
 LONGEST_STDERR = 64 << 10  # bytes kept of its end
 PIPE_BYTES = 1 << 20  # a second of a fast sampler's frames fits, should this process be held up
 LOOK_S = 0.5  # how often a silent agent is looked after, where its end does not wake us
+CALL_S = 60.0  # how long a function on the device may take to answer, or a setting to be made or put back
 DRAIN_S = 2.0  # how long a dead agent's pipes are emptied, should a child of its go on writing
 
 
-class Subprocess:
-    """Agents as processes of this machine, on this machine's clock. A context manager; `close` ends all it started."""
+T = TypeVar("T", bound="Transport")
+
+
+class Transport(ABC):
+    """A way to one device: agents there, files there and back. A context manager; `close` ends all it started."""
+
+    name: str  # of the other end, as a user would write it
+    python: str  # runs the agent, unless a call names another
+
+    @abstractmethod
+    def start(self, verb: str, job: Facts, python: str | None = None) -> AgentProcess:
+        """The agent, started with one verb and one job."""
+
+    @abstractmethod
+    def put(self, path: Path) -> str:
+        """Where the device finds that file or folder; pushed once by content hash if it has to be."""
+
+    @abstractmethod
+    def get(self, remote: str, into: Path) -> Path:
+        """A file or folder of the device in the folder `into`, under its own name."""
+
+    @abstractmethod
+    def scratch(self) -> str:
+        """A new empty folder on the device, removed by `close`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """No process and no folder of ours is left, as far as the device can be reached."""
+
+    def clock_offset(self) -> ClockOffset:
+        """The device's clock against ours; zero where both are one."""
+        return ClockOffset()
+
+    def call(
+        self, function: str, params: Facts | None = None, timeout_s: float = CALL_S, python: str | None = None
+    ) -> Any:
+        """What `function` ("module:name", on the device) answers to `params`.
+
+        UsageError if it refuses, HarnessError if it fails or does not answer in time.
+        """
+        process = self.start("call", {"function": function, "params": dict(params or {})}, python)
+        try:
+            return _answer(process, "result", function, timeout_s)
+        finally:
+            process.stop()
+
+    @contextmanager
+    def hold(self, function: str, params: Facts, python: str | None = None) -> Iterator[Any]:
+        """Inside, the device is as the context manager `function` makes it; its value is what it yields there.
+
+        An agent on the device holds it, and puts it back also when this process dies or the link is lost. UsageError if
+        it is refused; HarnessError, on leaving, if it could not be put back.
+        """
+        process = self.start("hold", {"function": function, "params": dict(params)}, python)
+        try:
+            value = _answer(process, "held", function, CALL_S)
+        except BaseException:
+            process.stop(CALL_S)
+            raise
+        is_leaving = False
+        try:
+            yield value
+            is_leaving = True
+        finally:
+            process.stop(CALL_S)
+            try:
+                after = _answer(process, "released", function, CALL_S)
+                if isinstance(value, dict):
+                    value["after"] = after
+            except HarnessError as error:
+                said = f"{self.name}: what was set may not be put back: {error}"
+                if is_leaving:
+                    raise type(error)(said) from error
+                sys.stderr.write(f"edgewatt: {said}\n")  # what broke the run is the error to be raised
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _answer(process: AgentProcess, event: str, function: str, timeout_s: float) -> Any:
+    """The value of the event waited for; HarnessError with the agent's reason if it does not come."""
+    try:
+        for said in process.events(timeout_s):
+            if said["event"] == event:
+                return said.get("value")
+            if said["event"] == "error":
+                kind = UsageError if said.get("kind") == "refused" else HarnessError
+                raise kind(str(said.get("message")))
+    except TimeoutError as error:
+        raise HarnessError(f"{function}: no answer within {timeout_s:g} s") from error
+    ended = process.stop()
+    why = ended.stderr.strip().splitlines()[-1:] or [ended.signal or f"status {ended.status}"]
+    raise HarnessError(f"{function}: the agent ended without an answer: {why[0]}")
+
+
+class Subprocess(Transport):
+    """Agents as processes of this machine, on this machine's clock."""
+
+    name = "this machine"
 
     def __init__(self, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> None:
         """`environment` is added to this process's own."""
-        self._python = python
-        # A job names its runner by module: the agent finds the modules this process finds, in the same order.
-        paths = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} if python == sys.executable else {}
-        self._environment = {**os.environ, **paths, **(environment or {}), "EDGEWATT_PARENT": str(os.getpid())}
+        self.python = python
+        self._environment = {**(environment or {}), "EDGEWATT_PARENT": str(os.getpid())}
         self._started: list[LocalAgent] = []
         self._folders: list[Path] = []
         self._jobs: Path | None = None
 
-    def start(self, verb: str, job: Facts) -> LocalAgent:
+    def start(self, verb: str, job: Facts, python: str | None = None) -> LocalAgent:
         """The agent, started with one verb and one job. Nothing is spooled: a pipe has no link to lose."""
         if self._jobs is None:
             self._jobs = Path(self.scratch())
@@ -51,9 +151,26 @@ class Subprocess:
             path.write_text(json.dumps({"spool": False, **job}), "utf-8")
         except OSError as error:
             raise HarnessError(f"{path}: the job cannot be written ({error.strerror}); make room there") from error
-        agent = LocalAgent([self._python, str(AGENT), verb, str(path)], self._environment)
+        interpreter = python or self.python
+        agent = LocalAgent([interpreter, str(AGENT), verb, str(path)], self._environment_of(interpreter))
         self._started.append(agent)
         return agent
+
+    def _environment_of(self, python: str) -> dict[str, str]:
+        """A job names modules: the agent finds those this process finds, in the same order.
+
+        Another Python has packages of its own, and gets none of ours but the agent's.
+        """
+        if python == sys.executable:
+            path = os.pathsep.join(p for p in sys.path if p)
+        else:
+            assert self._jobs is not None
+            ours = self._jobs / "code" / "edgewatt"
+            if not ours.exists():
+                ours.mkdir(parents=True)
+                (ours / "devices").symlink_to(AGENT.parents[1], target_is_directory=True)
+            path = str(ours.parent)
+        return {**os.environ, "PYTHONPATH": path, **self._environment}
 
     def put(self, path: Path) -> str:
         """The path itself, absolute: the device is this machine. UsageError if nothing is there."""
@@ -93,12 +210,6 @@ class Subprocess:
             shutil.rmtree(folder, ignore_errors=True)
         self._started, self._folders, self._jobs = [], [], None
 
-    def __enter__(self) -> Subprocess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 class LocalAgent(AgentProcess):
     """An agent that is a child of this process and leads a session of its own: ending the session ends all of it.
@@ -106,12 +217,12 @@ class LocalAgent(AgentProcess):
     One thread reads its pipes, so that it is never held up by a slow listener; the thread ends with the process.
     """
 
-    def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: list[str], environment: Mapping[str, str], stdin: int = subprocess.DEVNULL) -> None:
         self._oom_kills = oom_kills()
         try:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -155,15 +266,25 @@ class LocalAgent(AgentProcess):
     def _stop(self, grace_s: float) -> Exit:
         deadline = time.monotonic() + grace_s
         if not self._has_ended():
-            self._signal(os.kill, signal.SIGTERM)
+            self._ask_to_end()
             self._reader.join(grace_s)
             while not self._has_ended() and time.monotonic() < deadline:
                 time.sleep(0.002)
         by_itself = self._has_ended()
+        self._end_by_force(by_itself)
         # Before its status is taken: until then the number of its process group cannot become another's.
         self._signal(os.killpg, signal.SIGKILL)
         status = self._process.wait()
         self._reader.join()
+        return self._exit_of(status, by_itself)
+
+    def _ask_to_end(self) -> None:
+        self._signal(os.kill, signal.SIGTERM)
+
+    def _end_by_force(self, has_ended: bool) -> None:
+        """What has to be ended beside the process group."""
+
+    def _exit_of(self, status: int, by_itself: bool) -> Exit:
         name = signal.Signals(-status).name if status < 0 else None
         return Exit(
             status if status >= 0 else None,
@@ -209,8 +330,7 @@ class LocalAgent(AgentProcess):
                         selector.unregister(fd)
                         pipes.remove(fd)
                     elif fd == out.fileno():
-                        for event in self._lines.events(data):
-                            self._events.put(event)
+                        self._heard(data)
                     else:
                         self._stderr += data
                         del self._stderr[:-LONGEST_STDERR]
@@ -219,7 +339,16 @@ class LocalAgent(AgentProcess):
                     break
                 if timeout_s != 0 and self._has_ended():
                     timeout_s, deadline = 0, time.monotonic() + DRAIN_S
+        self._after_last()
         self._events.put(None)
+
+    def _heard(self, data: bytes) -> None:
+        """Events whose lines `data` completes are handed on."""
+        for event in self._lines.events(data):
+            self._events.put(event)
+
+    def _after_last(self) -> None:
+        """Called, in the reading thread, when the pipes are empty and before listeners hear of the end."""
 
 
 class Lines:
