@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from edgewatt.harness.api import AgentProcess, Channel, Device, Facts, Floats, HarnessError, Meter, Trace
+from edgewatt.harness.api import (
+    AgentProcess,
+    Channel,
+    Device,
+    Facts,
+    Floats,
+    HarnessError,
+    Meter,
+    Trace,
+    TransientError,
+)
 
 FIRST_SAMPLE_S = 15.0  # an old board takes seconds to start Python
 FIRST_OF_STREAM_S = 35.0  # a program it has to start first may take as long again
@@ -109,6 +119,8 @@ class AgentMeter(Meter):
                 for event in self._process.events():
                     self._collected.take(event)
                 return
+            except TransientError as error:
+                self._collected.ended = str(error)
             except HarnessError as error:
                 self._collected.refused.append(str(error))
 

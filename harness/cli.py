@@ -46,18 +46,20 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
+@click.argument("names", nargs=-1, metavar="[DEVICE]...")
 @_devices
 @_json
 @click.option("--seconds", default=1.0, show_default=True, help="How long each meter is watched.")
-def devices(device_file: Path | None, as_json: bool, seconds: float) -> None:
-    """What is connected, its meters, how often they refresh, what each can and cannot support."""
+def devices(names: tuple[str, ...], device_file: Path | None, as_json: bool, seconds: float) -> None:
+    """What is connected (this host and the device file, or those named), its meters, what each can support."""
     from edgewatt.harness import survey
     from edgewatt.harness.api import UsageError
-    from edgewatt.harness.devicefile import entries
+    from edgewatt.harness.devicefile import entries, find
 
     if not 0 < seconds <= 3600:  # also not a number
         raise UsageError(f"--seconds {seconds:g}: wanted more than 0 and at most 3600")
-    found = [survey.look(entry, seconds) for entry in entries(device_file).values()]
+    wanted = [find(n, device_file) for n in names] or list(entries(device_file).values())
+    found = [survey.look(entry, seconds) for entry in wanted]
     if as_json:
         _print_json({"devices": found})
     else:
@@ -73,11 +75,11 @@ def doctor(device: str, device_file: Path | None, as_json: bool) -> None:
     from edgewatt.harness import survey
     from edgewatt.harness.devicefile import find
 
-    complaints = survey.doctor(find(device, device_file))
+    found = survey.doctor(find(device, device_file))
     if as_json:
-        _print_json({"device": device, "complaints": complaints})
+        _print_json({"device": device, **found})
     else:
-        _say("\n".join(f"- {c}" for c in complaints) or f"{device}: nothing found that would spoil a measurement")
+        _say(survey.doctor_in_words(device, found))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from edgewatt.harness.api import (
     RunError,
     Score,
     Trace,
+    TransientError,
     UsageError,
     Workload,
 )
@@ -146,7 +147,8 @@ def measure(
     except _EndedError as ended:
         error = ended.error
     except HarnessError as failure:
-        error = RunError("failed", str(failure))
+        kind = "lost_link" if isinstance(failure, TransientError) else "failed"
+        error = RunError(kind, f"{failure}; it was {_place(record)}")
     run = dataclasses.replace(
         run,
         engine={**record.engine, "steady": record.steady},

@@ -1,5 +1,6 @@
 """What is connected and what it can support: `edgewatt devices` and `edgewatt doctor`."""
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from edgewatt.harness.api import Device, HarnessError, Meter, Trace
 from edgewatt.harness.devicefile import Entry
 from edgewatt.harness.measure import watched
 
+NOTHING = "nothing found that would spoil a measurement"
 FREE_BYTES = 1 << 30  # less free disk than this is worth a word
 
 
@@ -39,10 +41,12 @@ def absent(device: Device) -> list[str]:
     return said
 
 
-def doctor(entry: Entry) -> list[str]:
-    """What would spoil a measurement on a device, each with the next step."""
+def doctor(entry: Entry) -> dict[str, Any]:
+    """What was checked on a device, and what would spoil a measurement, each with the next step, as JSON values."""
     with entry.open() as device:
         said = [f"{f.flag}: {f.detail}" for f in device.health()]
+        checks = list(device.checks())
+        said += [f"{c.name}: {c.detail}" for c in checks if c.is_well is False]
         said += absent(device)
         if not any(c.is_energy for m in [*device.meters(), *entry.attached(device)] for c in m.channels):
             said.append(
@@ -54,7 +58,17 @@ def doctor(entry: Entry) -> list[str]:
         said.append(
             f"only {free / 1e6:.0f} MB are free here; raw samples need room: free some, or use --store elsewhere"
         )
-    return said
+    return {"checks": [dataclasses.asdict(c) for c in checks], "complaints": said}
+
+
+def doctor_in_words(name: str, found: dict[str, Any]) -> str:
+    """The same as text for a terminal: what is well, then what is to be mended."""
+    words = {True: "ok", None: "unknown"}
+    lines = [
+        f"{words[c['is_well']]:<8}{c['name']}: {c['detail']}" for c in found["checks"] if c["is_well"] is not False
+    ]
+    lines += [f"- {c}" for c in found["complaints"]]
+    return "\n".join(lines) if found["complaints"] else "\n".join([*lines, f"{name}: {NOTHING}"])
 
 
 def in_words(found: Sequence[dict[str, Any]]) -> str:
