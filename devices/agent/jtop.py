@@ -39,7 +39,7 @@ INTERVAL_S = 0.4618
 SHORTEST_S = 0.1  # below, jtop 7.2.2 starves on a busy board: 0.05 s ended half way, 0.02 s gave no sample at all
 KEPT_S = 3.0  # the service forgets its interval when it has heard of no client for this long or three intervals
 UPTIME_STEP_S = 0.01  # /proc/uptime has two decimals
-OPEN_S = 10.0  # the longest a service that lives takes to answer a client, and that to load
+OPEN_S = 8.0  # the longest a service that lives takes to answer a client, and that to load
 FIRST_S = 16.0  # without a sample for so long, a stream never began
 STALLED_INTERVALS, STALLED_S = 3, 3.0  # without a sample for both, a session is over
 SETTLE_S, SWITCH_S = 4.0, 40.0  # how long a setting that is not under way may take, and one that is
@@ -834,7 +834,7 @@ def _hold_fans(board: Board, percent: Any, profile: Any, before: dict[str, Any])
     if not fans:
         raise RefusedError("fan: the board has no fan that jtop knows; leave fan_speed and fan_profile out")
     wanted = {name: _profile(name, fan.get("profiles") or [], profile) for name, fan in fans.items()}
-    before["fans"] = fans
+    before["fan"] = fans
     for name, chosen in wanted.items():
         if not _set_fan(board, name, chosen, percent):
             now = (board.state.get("fans") or {}).get(name) or {}
@@ -843,9 +843,13 @@ def _hold_fans(board: Board, percent: Any, profile: Any, before: dict[str, Any])
                 f"fan: {name} did not follow ({now.get('profile')}, {now.get('speed')} percent{said}); "
                 "something else controls it, leave it out"
             )
-    first = next(iter(board.state["fans"].values()))
-    read_back = {"fan_speed": round(first["speed"][0], 1)} if percent is not None else {}
-    return {**read_back, "fan_profile": first.get("profile")}
+    return _fan_told(board.state["fans"])
+
+
+def _fan_told(fans: Mapping[str, Any]) -> dict[str, Any]:
+    """Speed in percent and profile of the first fan: boards have one."""
+    first = next(iter(fans.values()))
+    return {"fan_speed": round(first["speed"][0], 1), "fan_profile": first.get("profile")}
 
 
 def _profile(fan: str, profiles: list[str], wanted: Any) -> str | None:
@@ -879,46 +883,54 @@ def _is_at(fan: Mapping[str, Any], percent: float) -> bool:
     return all(abs(v - percent) <= 1.0 for v in fan.get("speed") or [math.inf])  # a step of the drive is 0.4 percent
 
 
-def _put_back(before: dict[str, Any]) -> dict[str, Any]:
-    """Sets what was changed as it was, the last change first, and gives what is then read; what jtop no longer does,
-    NVIDIA's tools do."""
-    if not before:
-        return {}
+def _put_back(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Sets what was changed as it was, the last change first, and gives what is then read. What jtop no longer does,
+    NVIDIA's tools do; RuntimeError with what to do by hand if they do not either."""
     after: dict[str, Any] = {}
     problems: list[str] = []
     try:
-        with Board() as board:
-            for key in ("fans", "jetson_clocks", "power_mode"):
-                if key in before and _is_back(board, key, before[key]):
-                    after[key] = board.state[
-                        "fans" if key == "fans" else "clocks" if key == "jetson_clocks" else "mode"
-                    ]
+        if before:
+            with Board() as board:
+                for key, is_back in (
+                    ("fan", _is_fan_back),
+                    ("jetson_clocks", _are_clocks_back),
+                    ("power_mode", _is_mode_back),
+                ):
+                    if key in before and is_back(board, before[key]):
+                        after[key] = before[key]
     except ServiceError as error:
         problems.append(str(error))
-    if "jetson_clocks" in after:
-        after["jetson_clocks"] = after["jetson_clocks"]["is_on"]
-    if "fans" in after:
-        fan = next(iter(after.pop("fans").values()))
-        after["fan_speed"], after["fan_profile"] = fan["speed"][0], fan.get("profile")
-    if "jetson_clocks" in before and "jetson_clocks" not in after:
-        after["jetson_clocks"] = _clocks_by_tool(before["jetson_clocks"], problems)
-    if "power_mode" in before and "power_mode" not in after:
-        after["power_mode"] = _mode_by_tool(before["power_mode"], problems)
-    stays = [k for k in ("power_mode", "jetson_clocks") if k in before and after.get(k) != before[k]]
-    stays += ["fan"] if "fans" in before and "fan_speed" not in after else []
+    for key, put_back in (("jetson_clocks", _clocks_by_tool), ("power_mode", _mode_by_tool)):
+        if key in before and key not in after:
+            try:
+                put_back(before[key])
+                after[key] = before[key]
+            except RefusedError as error:
+                problems.append(str(error))
+    stays = [key for key in before if key not in after]
     if stays:
         raise RuntimeError(
-            f"{', '.join(stays)} could not be put back: {'; '.join(problems) or 'jtop did not do it'}; "
-            + "; ".join(_by_hand(k, before) for k in stays)
+            f"not put back: {', '.join(f'{key} (by hand: {_by_hand(key, before[key])})' for key in stays)}: "
+            + ("; ".join(problems) or "jtop did not do it")
         )
-    return after
+    return {**_fan_told(after.pop("fan")), **after} if "fan" in after else after
 
 
-def _is_back(board: Board, key: str, was: Any) -> bool:
+def _by_hand(key: str, was: Any) -> str:
     if key == "power_mode":
-        return board.state.get("mode") == was or (_switch_mode(board, was["id"]) and board.state["mode"] == was)
-    if key == "jetson_clocks":
-        return (board.state.get("clocks") or {}).get("is_on") is was or _switch_clocks(board, was)
+        return f"sudo nvpmodel -m {was['id']}"
+    return "jtop, or restart the board" if key == "fan" else "sudo jetson_clocks" + ("" if was else " --restore")
+
+
+def _is_mode_back(board: Board, was: Mapping[str, Any]) -> bool:
+    return board.state.get("mode") == was or (_switch_mode(board, was["id"]) and board.state["mode"] == was)
+
+
+def _are_clocks_back(board: Board, was: bool) -> bool:
+    return (board.state.get("clocks") or {}).get("is_on") is was or _switch_clocks(board, was)
+
+
+def _is_fan_back(board: Board, was: Mapping[str, Any]) -> bool:
     # A profile other than the manual one finds the speed by itself.
     return all(
         _set_fan(board, name, fan.get("profile"), fan["speed"][0] if fan.get("profile") == "manual" else None)
@@ -926,32 +938,16 @@ def _is_back(board: Board, key: str, was: Any) -> bool:
     )
 
 
-def _mode_by_tool(was: Mapping[str, Any], problems: list[str]) -> dict[str, Any] | None:
-    try:
-        if nvpmodel.query() != (was["id"], was["name"]):
-            nvpmodel._set_mode(was["id"], was["name"])
-        now = nvpmodel.query()
-    except RefusedError as error:
-        problems.append(str(error))
-        return None
-    return {"id": now[0], "name": now[1]} if now else None
+def _mode_by_tool(was: Mapping[str, Any]) -> None:
+    if nvpmodel.query() != (was["id"], was["name"]):
+        nvpmodel._set_mode(was["id"], was["name"])
 
 
-def _clocks_by_tool(was: bool, problems: list[str]) -> bool | None:
+def _clocks_by_tool(was: bool) -> None:
     kept = Path(sys.base_prefix, "local", "jtop", "l4t_dfs.conf")  # where jtop's service keeps what they were
-    words = ["jetson_clocks"] if was else ["jetson_clocks", "--restore", *([str(kept)] if kept.exists() else [])]
-    try:
-        if nvpmodel.are_locked() is not was:
-            nvpmodel._tool(words, as_root=True)
-        return nvpmodel.are_locked()
-    except RefusedError as error:
-        problems.append(str(error))
-        return None
-
-
-def _by_hand(key: str, before: Mapping[str, Any]) -> str:
-    if key == "power_mode":
-        return f"sudo nvpmodel -m {before[key]['id']}"
-    if key == "jetson_clocks":
-        return "sudo jetson_clocks" + ("" if before[key] else " --restore")
-    return "set the fan with jtop, or restart the board"
+    if nvpmodel.are_locked() is not was:
+        nvpmodel._tool(
+            ["jetson_clocks", *([] if was else ["--restore", *([str(kept)] if kept.exists() else [])])], as_root=True
+        )
+    if nvpmodel.are_locked() is not was:
+        raise RefusedError(f"jetson_clocks: the clocks stay {'unlocked' if was else 'locked'}")

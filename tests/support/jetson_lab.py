@@ -124,6 +124,11 @@ class Bench:
         )
         return held
 
+    def epoch_s(self) -> float:
+        """When the waves began (their t = 0), in seconds since boot."""
+        began: float = json.loads(self._tool("truth-file", "--name", self.name))["epoch_monotonic"]
+        return began + time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+
     def service_pids(self) -> list[int]:
         """Processes of the jtop service (three: it, its keeper of shared values, its sampler), the oldest first."""
         state = json.loads((_state(self.name) / "state.json").read_text())
