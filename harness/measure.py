@@ -147,8 +147,11 @@ def measure(
     except _EndedError as ended:
         error = ended.error
     except HarnessError as failure:
-        kind = "lost_link" if isinstance(failure, TransientError) else "failed"
-        error = RunError(kind, f"{failure}; it was {_place(record)}")
+        error = (
+            RunError("lost_link", f"{failure}; it was in {_place(record)}")
+            if isinstance(failure, TransientError)
+            else RunError("failed", str(failure))
+        )
     run = dataclasses.replace(
         run,
         engine={**record.engine, "steady": record.steady},

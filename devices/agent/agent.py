@@ -177,8 +177,9 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    foreseen = any(c.__name__ == "HarnessError" for c in type(error).__mro__)  # its message speaks for itself
-    return text if foreseen else f"{type(error).__name__}: {text}"
+    # Its message speaks for itself.
+    is_foreseen = getattr(error, "is_foreseen", any(c.__name__ == "HarnessError" for c in type(error).__mro__))
+    return text if is_foreseen else f"{type(error).__name__}: {text}"
 
 
 def number(job: dict[str, Any], key: str, default: Any, least: float = 0.0) -> float:

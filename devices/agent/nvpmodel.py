@@ -23,9 +23,16 @@ Mode = tuple[int, str]
 
 
 class RefusedError(Exception):
-    """The board cannot be set so; what was set before is put back, and nothing is run."""
+    """The board cannot be asked for that: no such mode, no such fan, no right to. Nothing was set."""
 
     is_refusal = True
+    is_foreseen = True  # its message speaks for itself
+
+
+class StaysError(RefusedError):
+    """The board was asked and did not follow; what was set before is put back, and the run fails."""
+
+    is_refusal = False
 
 
 def current_mode(answer: str) -> Mode | None:
@@ -62,7 +69,7 @@ def held(params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The board set as `params` say inside: "power_mode" (name or id), "jetson_clocks" (bool), "fan_speed" (percent).
 
     Gives what was read back, {"power_mode": {"id", "name"}, "jetson_clocks": bool, "fan_speed": percent}; "after" is
-    added when all is put back. RefusedError if a value is refused; RuntimeError if one could not be put back.
+    added when all is put back. RefusedError for what cannot be asked, StaysError if the board does not follow.
     """
     read_back: dict[str, Any] = {"set_with": "nvpmodel, jetson_clocks"}
     with contextlib.ExitStack() as stack:
@@ -109,7 +116,7 @@ def _mode(wanted: Any) -> Iterator[dict[str, Any]]:
 
 
 def _set_mode(number: int, name: str) -> None:
-    """Switches and reads back; RefusedError if the board stays as it was. It is never restarted for it."""
+    """Switches and reads back; StaysError if the board stays as it was. It is never restarted for it."""
     said = _tool(["nvpmodel", "-m", str(number)], as_root=True, check=False)
     deadline = time.monotonic() + SETTLE_S
     while True:
@@ -126,7 +133,7 @@ def _set_mode(number: int, name: str) -> None:
         else f"try it by hand: sudo nvpmodel -m {number}"
     )
     held_mode = f"{now[1]} ({now[0]})" if now else "unknown"
-    raise RefusedError(f"power_mode={name or number}: the board stays in mode {held_mode}: {said or 'no word'}; {step}")
+    raise StaysError(f"power_mode={name or number}: the board stays in mode {held_mode}: {said or 'no word'}; {step}")
 
 
 def are_locked() -> bool | None:
@@ -160,14 +167,14 @@ def _clocks(is_wanted: bool) -> Iterator[bool]:
         finally:
             _tool(["jetson_clocks", "--restore", kept], as_root=True)
             if are_locked():
-                raise RuntimeError("the clocks stay locked; unlock them by hand (sudo jetson_clocks --restore)")
+                raise StaysError("the clocks stay locked; unlock them by hand (sudo jetson_clocks --restore)")
 
 
 def _wait_for(wanted: bool, what: str) -> None:
     deadline = time.monotonic() + SETTLE_S
     while are_locked() != wanted:
         if time.monotonic() > deadline:
-            raise RefusedError(f"{what}: the clocks did not follow within {SETTLE_S:g} s; try it by hand: sudo {what}")
+            raise StaysError(f"{what}: the clocks did not follow within {SETTLE_S:g} s; try it by hand: sudo {what}")
         time.sleep(0.1)
 
 
