@@ -24,7 +24,9 @@ class Group:
     def label(self) -> str:
         """The channel's name, or "sum of X + Y": a sum of rails is never passed off as the device's energy."""
         names = " + ".join(c.name for c in self.roots)
-        return names if len(self.roots) == 1 else f"sum of {names}"
+        if len(self.roots) == 1:
+            return names
+        return f"sum of module rails {names}" if self.boundary == "module" else f"sum of {names}"
 
 
 def roots(channels: Sequence[Channel]) -> tuple[Channel, ...]:
