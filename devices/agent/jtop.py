@@ -30,7 +30,7 @@ from typing import Any
 
 from edgewatt.devices.agent import nvpmodel
 from edgewatt.devices.agent.agent import CLOCK, now_ns
-from edgewatt.devices.agent.nvpmodel import RefusedError
+from edgewatt.devices.agent.nvpmodel import RefusedError, StaysError
 
 SOCKET = "/run/jtop.sock"
 # The first client sets the interval for all, and the service keeps it for 3 s after the last: facts read just before a
@@ -745,7 +745,7 @@ def held(params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     Gives what was read back, {"power_mode": {"id", "name", "before"}, "jetson_clocks": bool, "fan_speed": percent,
     "fan_profile": name}; "after" is added when all is put back. RefusedError if a value is refused, and what was set
-    before is put back; RuntimeError if something could not be put back. No session is kept open meanwhile: it would
+    before is put back; StaysError if something could not be put back. No session is kept open meanwhile: it would
     set the interval of a stream.
     """
     percent = number(params.get("fan_speed"))
@@ -788,7 +788,7 @@ def _switch_mode(board: Board, number_: int) -> bool:
     return board.settle(lambda s: (s.get("mode") or {}).get("id") == number_ and not s.get("is_switching"))
 
 
-def _refused_mode(board: Board, name: str | None, number_: int) -> RefusedError:
+def _refused_mode(board: Board, name: str | None, number_: int) -> StaysError:
     now, can_switch = board.state.get("mode") or {}, board.state.get("can_switch") or []
     needs_restart = number_ < len(can_switch) and not can_switch[number_]
     step = (
@@ -797,7 +797,7 @@ def _refused_mode(board: Board, name: str | None, number_: int) -> RefusedError:
         else f"try it by hand: sudo nvpmodel -m {number_}"
     )
     said = f" ({board.refused})" if board.refused else ""
-    return RefusedError(
+    return StaysError(
         f"power_mode={name or number_}: refused by the jtop service{said}, "
         f"the board stays in mode {now.get('name')} ({now.get('id')}); {step}"
     )
@@ -816,7 +816,7 @@ def _hold_clocks(board: Board, is_wanted: bool, before: dict[str, Any]) -> bool:
         before["jetson_clocks"] = clocks["is_on"]
         if not _switch_clocks(board, is_wanted):
             status = (board.state.get("clocks") or {}).get("status")
-            raise RefusedError(
+            raise StaysError(
                 f"jetson_clocks={str(is_wanted).lower()}: the clocks did not follow (jtop says {status}"
                 f"{': ' + board.refused if board.refused else ''}); try it by hand: sudo jetson_clocks"
             )
@@ -885,7 +885,7 @@ def _is_at(fan: Mapping[str, Any], percent: float) -> bool:
 
 def _put_back(before: Mapping[str, Any]) -> dict[str, Any]:
     """Sets what was changed as it was, the last change first, and gives what is then read. What jtop no longer does,
-    NVIDIA's tools do; RuntimeError with what to do by hand if they do not either."""
+    NVIDIA's tools do; StaysError with what to do by hand if they do not either."""
     after: dict[str, Any] = {}
     problems: list[str] = []
     try:
@@ -909,7 +909,7 @@ def _put_back(before: Mapping[str, Any]) -> dict[str, Any]:
                 problems.append(str(error))
     stays = [key for key in before if key not in after]
     if stays:
-        raise RuntimeError(
+        raise StaysError(
             f"not put back: {', '.join(f'{key} (by hand: {_by_hand(key, before[key])})' for key in stays)}: "
             + ("; ".join(problems) or "jtop did not do it")
         )
@@ -940,13 +940,13 @@ def _is_fan_back(board: Board, was: Mapping[str, Any]) -> bool:
 
 def _mode_by_tool(was: Mapping[str, Any]) -> None:
     if nvpmodel.query() != (was["id"], was["name"]):
-        nvpmodel._set_mode(was["id"], was["name"])
+        nvpmodel.set_mode(was["id"], was["name"])
 
 
 def _clocks_by_tool(was: bool) -> None:
     kept = Path(sys.base_prefix, "local", "jtop", "l4t_dfs.conf")  # where jtop's service keeps what they were
     if nvpmodel.are_locked() is not was:
-        nvpmodel._tool(
+        nvpmodel.tool(
             ["jetson_clocks", *([] if was else ["--restore", *([str(kept)] if kept.exists() else [])])], as_root=True
         )
     if nvpmodel.are_locked() is not was:

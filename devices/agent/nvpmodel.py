@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 TOOL_S = 60.0  # a switch of the mode takes seconds on a real board
 SETTLE_S = 5.0  # how long a value may take to be read back
-Mode = tuple[int, str]
+if TYPE_CHECKING:
+    Mode = tuple[int, str]  # id and name
 
 
 class RefusedError(Exception):
@@ -59,8 +60,8 @@ def chosen(wanted: Any, known: Mapping[int, str], now: Mode | None) -> int:
     if now and text.lower() == now[1].lower():
         return now[0]
     names = ", ".join(f"{name} ({number})" for number, name in sorted(known.items()))
-    near = difflib.get_close_matches(text.lower(), [n.lower() for n in known.values()], n=1)
-    hint = f"did you mean {near[0].upper()}?" if near else "choose one of them"
+    near = difflib.get_close_matches(text.upper(), [n.upper() for n in known.values()], n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "choose one of them"
     raise RefusedError(f"power_mode={text}: this board has {names or 'no modes that nvpmodel tells'}; {hint}")
 
 
@@ -93,12 +94,12 @@ def held(params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def query() -> Mode | None:
     """The mode the board is in now."""
-    return current_mode(_tool(["nvpmodel", "-q"]))
+    return current_mode(tool(["nvpmodel", "-q"]))
 
 
 @contextlib.contextmanager
 def _mode(wanted: Any) -> Iterator[dict[str, Any]]:
-    before, known = query(), modes(_tool(["nvpmodel", "-p", "--verbose"]))
+    before, known = query(), modes(tool(["nvpmodel", "-p", "--verbose"]))
     number = chosen(wanted, known, before)
     if before is None:
         raise RefusedError(
@@ -107,17 +108,17 @@ def _mode(wanted: Any) -> Iterator[dict[str, Any]]:
         )
     try:
         if before[0] != number:
-            _set_mode(number, known.get(number, ""))
+            set_mode(number, known.get(number, ""))
         now = query() or before
         yield {"id": now[0], "name": now[1], "before": {"id": before[0], "name": before[1]}}
     finally:
         if query() != before:
-            _set_mode(before[0], before[1])
+            set_mode(before[0], before[1])
 
 
-def _set_mode(number: int, name: str) -> None:
+def set_mode(number: int, name: str) -> None:
     """Switches and reads back; StaysError if the board stays as it was. It is never restarted for it."""
-    said = _tool(["nvpmodel", "-m", str(number)], as_root=True, check=False)
+    said = tool(["nvpmodel", "-m", str(number)], as_root=True, check=False)
     deadline = time.monotonic() + SETTLE_S
     while True:
         now = query()
@@ -159,13 +160,13 @@ def _clocks(is_wanted: bool) -> Iterator[bool]:
         )
     with tempfile.TemporaryDirectory(prefix="edgewatt-clocks-") as folder:
         kept = f"{folder}/before"
-        _tool(["jetson_clocks", "--store", kept], as_root=True)
+        tool(["jetson_clocks", "--store", kept], as_root=True)
         try:
-            _tool(["jetson_clocks"], as_root=True)
+            tool(["jetson_clocks"], as_root=True)
             _wait_for(True, "jetson_clocks")
             yield True
         finally:
-            _tool(["jetson_clocks", "--restore", kept], as_root=True)
+            tool(["jetson_clocks", "--restore", kept], as_root=True)
             if are_locked():
                 raise StaysError("the clocks stay locked; unlock them by hand (sudo jetson_clocks --restore)")
 
@@ -204,7 +205,7 @@ def _write(path: Path, value: int) -> None:
         raise RefusedError(f"{path}: wrote {value}, it says {_number(path)}; something else controls it")
 
 
-def _tool(words: Sequence[str], as_root: bool = False, check: bool = True) -> str:
+def tool(words: Sequence[str], as_root: bool = False, check: bool = True) -> str:
     """What a tool says; RefusedError if it is not there or fails. `as_root` goes through sudo where that needs no
     password."""
     command = [*(["sudo", "-n"] if as_root and os.geteuid() != 0 else []), *words]

@@ -129,14 +129,18 @@ class Bench:
         began: float = json.loads(self._tool("truth-file", "--name", self.name))["epoch_monotonic"]
         return began + time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
+    def namespace(self) -> str:
+        """The mount namespace that all processes on the board share, as /proc/PID/ns/mnt tells it."""
+        return str(json.loads((_state(self.name) / "state.json").read_text())["ns"])
+
     def service_pids(self) -> list[int]:
         """Processes of the jtop service (three: it, its keeper of shared values, its sampler), the oldest first."""
-        state = json.loads((_state(self.name) / "state.json").read_text())
+        place = self.namespace()
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"jtop" in words and b"--force" in words and str((entry / "ns/mnt").readlink()) == state["ns"]:
+                if b"jtop" in words and b"--force" in words and str((entry / "ns/mnt").readlink()) == place:
                     found.append(int(entry.name))
         return sorted(found)
 
