@@ -25,8 +25,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,9 +35,11 @@ PROTOCOL = 1
 MISSING = -(2**63)  # a reading that failed, where the values are integers
 LOOK_S = 0.25  # the longest the agent goes without looking whether it should end
 FIRST_OF_STREAM_S = 30.0  # a stream may have to start a program first
-
-# Whoever started us may have made the process group for us alone without our leading it (a shell over ssh).
-GROUP_IS_OURS = bool(os.environ.get("EDGEWATT_GROUP"))
+WATCH_S = 0.5  # how often a thread looks, for work that is too long to look itself
+GRACE_S = 1.0  # for the work to end by itself, once the harness has gone
+HOLD_GRACE_S = 60.0  # to put back what was held takes longer, and matters more
+MOST_VALUES = 32768  # in one event: keeps it far below the length a line may have
+DEAF_S = 2.0  # asked to end, the agent waits so long for a reader that takes nothing
 
 if hasattr(time, "CLOCK_BOOTTIME"):
     CLOCK = "boottime"
@@ -48,7 +50,9 @@ else:
 
 
 class RefusedError(Exception):
-    """The job cannot be understood; the message is one line for the harness to show."""
+    """The job cannot be understood or begun; the message is one line for the harness to show."""
+
+    is_refusal = True
 
 
 class AskedToEndError(Exception):
@@ -66,7 +70,10 @@ class Agent:
         self.stopping = ""
         # The harness may have died before we could ask who our parent is; so it may tell us.
         self._parent = int(os.environ.pop("EDGEWATT_PARENT", "0")) or os.getppid()
-        self._heard_ns, self._silence_ns = now_ns(), 0
+        # It may also have made the process group for us alone without our leading it (a shell over ssh leads it).
+        self._owns_group = bool(os.environ.pop("EDGEWATT_GROUP", "")) or os.getpgrp() == os.getpid()
+        self._heard_ns, self._silence_ns = now_ns(), 0  # 0: nothing is to be heard
+        self._in = 0
         self._lock = threading.Lock()
         self._spool: int | None = None
         self._spool_path = spool
@@ -102,14 +109,18 @@ class Agent:
                     self._out = None
 
     def _write_out(self, fd: int, data: bytes) -> None:
-        """All of it, or OSError; given up when the harness has gone while the link took nothing."""
+        """All of it, or OSError; given up when asked to end while nobody takes it."""
+        deaf_since = 0
         while data:
             try:
                 data = data[os.write(fd, data) :]
+                deaf_since = 0
             except BlockingIOError:
                 select.select([], [fd], [], LOOK_S)
-                if self.look() == "orphaned":
-                    raise
+                if self.look():
+                    deaf_since = deaf_since or now_ns()
+                    if self.stopping == "orphaned" or now_ns() - deaf_since > DEAF_S * 1e9:
+                        raise
 
     def stop(self, *_: object) -> None:
         """Asks the work to end soon; a signal handler."""
@@ -117,35 +128,75 @@ class Agent:
 
     def abandon(self, *_: object) -> None:
         """The harness has gone: asks the work to end; a signal handler."""
-        self.stopping = self.stopping or "orphaned"
+        self.stopping = "orphaned"
 
     def look(self) -> str:
         """`stopping`, after looking whether the parent still lives and the heart still beats."""
-        is_silent = self._silence_ns and now_ns() - self._heard_ns > self._silence_ns
-        if not self.stopping and (is_silent or os.getppid() != self._parent):
-            self.stopping = "orphaned"
+        if self.stopping != "orphaned" and (os.getppid() != self._parent or self._is_silent()):
+            self.abandon()
         return self.stopping
 
-    def listen(self, silence_s: float) -> None:
-        """From here on something must come on stdin at least every `silence_s`: the harness lives. `stop`: it asks."""
-        self._heard_ns, self._silence_ns = now_ns(), int(silence_s * 1e9)
-        threading.Thread(target=self._listen, daemon=True).start()
+    def _is_silent(self) -> bool:
+        # A beat that has come and was not read yet counts: this process may have been held up, and not the harness.
+        is_late = self._silence_ns and now_ns() - self._heard_ns > self._silence_ns
+        return bool(is_late) and not select.select([self._in], [], [], 0)[0]
 
-    def _listen(self) -> None:
-        while True:
-            select.select([0], [], [])  # it may be the same socket as stdout, which does not block
-            try:
-                said = os.read(0, 4096)
-            except BlockingIOError:
-                continue
-            except OSError:
-                said = b""
-            if not said:  # the other end is closed
-                self.abandon()
-                return
-            self._heard_ns = now_ns()
-            if b"stop" in said:
-                self.stop()
+    def watch(self, silence_s: float | None) -> None:
+        """From here on a thread cuts off, with all it started, what does not end by itself when the harness has gone.
+
+        Given `silence_s`, something must come on stdin at least so often: the harness lives. A line `stop`: it asks.
+        """
+        if silence_s is not None:
+            self._heard_ns, self._silence_ns = now_ns(), int(silence_s * 1e9)
+            self._in = os.dup(0)
+            with Path(os.devnull).open("rb") as nothing:
+                os.dup2(nothing.fileno(), 0)  # no program we start may take the beats for answers to its questions
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        rest = b""
+        while self.look() != "orphaned":
+            if not self._silence_ns:
+                time.sleep(WATCH_S)
+            else:
+                rest = self._listen(rest)
+        grace_s = HOLD_GRACE_S if self.verb == "hold" else GRACE_S
+        time.sleep(grace_s)
+        if self.verb == "hold":
+            message = f"not put back: still at work {grace_s:g} s after the harness had gone"
+            self.emit("error", t_ns=now_ns(), kind="hung", message=message, detail="")
+        self.emit("end", t_ns=now_ns(), reason="orphaned")
+        self.end_group()
+        os._exit(0)  # not `leave`: the work may be stuck in a write to stderr, which flushing would wait for
+
+    def heard(self, timeout_s: float) -> bytes | None:
+        """What came on stdin; None if nothing did, b"" if its other end is closed."""
+        if not select.select([self._in], [], [], timeout_s)[0]:
+            return None
+        try:
+            return os.read(self._in, 4096)
+        except BlockingIOError:  # it may be the same socket as stdout, which does not block
+            return None
+        except OSError:
+            return b""
+
+    def _listen(self, rest: bytes) -> bytes:
+        """Takes what came on stdin after `rest`, the beginning of a line; the new such beginning comes back."""
+        said = self.heard(WATCH_S)
+        if said is None:
+            return rest
+        if not said:
+            self.abandon()
+        self._heard_ns = now_ns()
+        *lines, rest = (rest + said).split(b"\n")
+        if b"stop" in lines:
+            self.stop()
+        return rest[:5]  # enough to tell a longer line from `stop`
+
+    def end_group(self) -> None:
+        """Ends this process and what it started, if the group is its own: nobody is left who would."""
+        if self._owns_group:
+            os.killpg(0, signal.SIGKILL)
 
     def sleep_until(self, deadline_ns: int) -> None:
         """Returns at `deadline_ns`, or soon after the agent was asked to end."""
@@ -201,6 +252,17 @@ def imported(name: Any, key: str) -> Any:
         raise RefusedError(f"job: {key} {name} cannot be loaded here: {one_line(error)}") from error
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """An error that says of itself that it is a refusal becomes one: nothing was done."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "is_refusal", False):
+            raise RefusedError(" ".join(str(error).split())) from error
+        raise
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # hello, clock
 
@@ -225,10 +287,11 @@ def facts() -> dict[str, Any]:
 def clock(agent: Agent, job: dict[str, Any]) -> None:
     """Time stamps: `n` of them `period_s` apart, or one for each line read from stdin."""
     if job.get("ping"):
-        for _ in sys.stdin:
-            agent.emit("clock", t_ns=now_ns())
-            if agent.look():
-                return
+        said: bytes | None = None
+        while not agent.look() and said != b"":
+            said = agent.heard(LOOK_S)
+            for _ in range((said or b"").count(b"\n")):
+                agent.emit("clock", t_ns=now_ns())
         return
     n, period_ns = int(number(job, "n", 20, 1)), number(job, "period_s", 0.01) * 1e9
     start = now_ns()
@@ -321,7 +384,8 @@ class Source:
     form = "float64"
 
     def __init__(self, name: Any, params: Any) -> None:
-        columns, self._read = imported(name, "source")(params)
+        with refusals():
+            columns, self._read = imported(name, "source")(params)
         self.columns = [str(c) for c in columns]
         self.batch = partial(array.array, "d")
         self._failures = [0] * len(self.columns)
@@ -360,30 +424,44 @@ class Stream:
     form = "float64"
 
     def __init__(self, name: Any, params: Any) -> None:
-        self._stream = imported(name, "stream")(params)
+        with refusals():
+            self._stream = imported(name, "stream")(params)
         self.columns = [str(c) for c in self._stream.columns]
-        self.batch = partial(array.array, "d")
+        self.batch: Callable[[], array.array[Any]] = partial(array.array, "d")
+        self.failure: Exception | None = None  # what ended it
         self._failures = [0] * len(self.columns)
 
     def read(self) -> tuple[int, int, list[float]] | None:
-        """The next reading, or None if none came within a quarter of a second."""
-        got = self._stream.read(LOOK_S)
-        if got is None:
+        """The next reading; None if none came within a quarter of a second, or it has failed."""
+        try:
+            got = self._stream.read(LOOK_S)
+            if got is None:
+                return None
+            t_ns, read_ns, values = got
+            row = [math.nan if v is None or not math.isfinite(v) else float(v) for v in values]
+            if len(row) != len(self.columns):
+                raise ValueError(f"{len(row)} values for {len(self.columns)} columns")
+        except Exception as error:  # whatever a program's end looks like, what it said before counts
+            self.failure = error
             return None
-        t_ns, read_ns, values = got
-        row = [math.nan if v is None or not math.isfinite(v) else float(v) for v in values]
-        if len(row) != len(self.columns):
-            raise ValueError(f"{len(row)} values for {len(self.columns)} columns")
         for k, v in enumerate(row):
             self._failures[k] += v != v
         return int(t_ns), int(read_ns), row
 
     def errors(self) -> dict[str, dict[str, Any]]:
-        return {c: {"count": n, "text": "not told"} for c, n in zip(self.columns, self._failures) if n}  # noqa: B905
+        failing = [k for k, n in enumerate(self._failures) if n]
+        return {self.columns[k]: {"count": self._failures[k], "text": "not told"} for k in failing}
 
-    def close(self) -> dict[str, Any]:
-        """Ends it; what it has to say about itself."""
-        self._stream.close()
+    def close(self) -> None:
+        """Ends it; one that cannot be ended has failed."""
+        try:
+            self._stream.close()
+        except Exception as error:
+            self.failure = self.failure or error
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What it has to say about itself."""
         return dict(self._stream.notes)
 
 
@@ -496,33 +574,36 @@ def sample(agent: Agent, job: dict[str, Any]) -> None:
     sys.setswitchinterval(2e-4)  # the thread that writes frames yields to the one that samples
 
     frames = Frames(agent, reading.form, gap_limit_s)
-    cpu_s, skipped = cpu_used_s(), 0
-    failure: Exception | None = None
-    notes: dict[str, Any] = {}
-    if given[0] == "stream":
-        failure = _stream_until_end(agent, reading, frames, batch_s, duration_s, scheduling)
-        notes = {"notes": reading.close()}
+    start, cpu_s, skipped = now_ns(), cpu_used_s(), 0
+    more: dict[str, Any] = {}
+    if isinstance(reading, Stream):
+        try:
+            _stream_until_end(agent, reading, frames, batch_s, duration_s, scheduling)
+        finally:
+            frames.close()  # before the stream, which may take its time
+            reading.close()
+        more = {"notes": reading.notes}
     else:
         skipped = _sample_until_end(agent, reading, frames, rate_hz, batch_s, duration_s, scheduling)
-    frames.close()
+        frames.close()
     elapsed_s = (frames.last_ns - frames.first_ns) * 1e-9
     agent.emit(
         "sampled",
         n=frames.n,
         rate_asked_hz=rate_hz,
-        rate_hz=(frames.n - 1) / elapsed_s if frames.n > 1 else None,
+        rate_hz=(frames.n - 1) / elapsed_s if elapsed_s > 0 else None,
         gap_p99_s=frames.gaps.quantile_s(0.99),
         gap_max_s=frames.gaps.longest_ns * 1e-9 if frames.gaps.n else None,
         gap_limit_s=gap_limit_s,
         gaps_over_limit=frames.gaps_over_limit,
         skipped=skipped,
         read_s=frames.reads.quantile_s(0.5),
-        cpu_s_per_s=(cpu_used_s() - cpu_s) / elapsed_s if elapsed_s > 0 else None,
+        cpu_s_per_s=(cpu_used_s() - cpu_s) / ((now_ns() - start) * 1e-9),
         errors=reading.errors(),
-        **notes,
+        **more,
     )
-    if failure is not None:
-        raise failure
+    if isinstance(reading, Stream) and reading.failure:
+        raise reading.failure
 
 
 def cpu_used_s() -> float:
@@ -533,36 +614,29 @@ def cpu_used_s() -> float:
 
 def _stream_until_end(
     agent: Agent, reading: Stream, frames: Frames, batch_s: float, duration_s: float, scheduling: str
-) -> Exception | None:
-    """Takes what comes; what ended the stream comes back. RefusedError if nothing ever came."""
-    start = batch_start = now_ns()
+) -> None:
+    """Takes what comes until asked to end or the stream fails. RefusedError if nothing ever came."""
+    start = batch_start = now = now_ns()
     t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
-    failure: Exception | None = None
     has_begun = False
-    while failure is None and not agent.look():
-        try:
-            got = reading.read()
-        except Exception as error:  # whatever a program's end looks like, what it said before counts
-            got, failure = None, error
+    while not (agent.look() or reading.failure) and now - start < duration_s * 1e9:
+        got = reading.read()
         now = now_ns()
-        if got is not None:
+        if got is not None and not has_begun and any(v == v for v in got[2]):
+            has_begun = True
+            agent.emit("sampling", t_ns=got[0], columns=reading.columns, scheduling=scheduling)
+        if got is not None and has_begun:
             t_ns.append(got[0])
             read_ns.append(got[1])
             values.extend(got[2])
-            if not has_begun:
-                has_begun = True
-                agent.emit("sampling", t_ns=t_ns[0], columns=reading.columns, scheduling=scheduling)
-        elif not has_begun and (failure or now - start > FIRST_OF_STREAM_S * 1e9):
-            reading.close()
-            raise RefusedError(one_line(failure) if failure else f"nothing came within {FIRST_OF_STREAM_S:g} s")
-        if now - batch_start >= batch_s * 1e9 or len(values) >= 32768:
+        if not has_begun and (reading.failure or now - start > FIRST_OF_STREAM_S * 1e9):
+            silence = f"nothing came within {FIRST_OF_STREAM_S:g} s"
+            raise RefusedError(one_line(reading.failure) if reading.failure else "; ".join([silence, *told(reading)]))
+        if now - batch_start >= batch_s * 1e9 or len(values) >= MOST_VALUES:
             frames.add(t_ns, read_ns, values)
             t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
             batch_start = now
-        if now - start >= duration_s * 1e9:
-            break
     frames.add(t_ns, read_ns, values)
-    return failure
 
 
 def _sample_until_end(
@@ -570,7 +644,6 @@ def _sample_until_end(
 ) -> int:
     """The loop itself; how many deadlines passed unused comes back."""
     period_ns, batch_ns = 1e9 / rate_hz, int(batch_s * 1e9)
-    most_values = 32768  # keeps an event far below the length a line may have
     skipped, k, row = 0, 0, reading.row
     start = batch_start = looked = now_ns()
     end = start + duration_s * 1e9
@@ -588,7 +661,7 @@ def _sample_until_end(
             if all(v == MISSING or v != v for v in values):
                 raise RefusedError("nothing can be read: " + "; ".join(told(reading)))
             agent.emit("sampling", t_ns=t_ns[0], columns=reading.columns, scheduling=scheduling)
-        if after - batch_start >= batch_ns or len(values) >= most_values:
+        if after - batch_start >= batch_ns or len(values) >= MOST_VALUES:
             frames.add(t_ns, read_ns, values)
             t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
             batch_start = after
@@ -616,42 +689,30 @@ def run(agent: Agent, job: dict[str, Any]) -> None:
 
 def call(agent: Agent, job: dict[str, Any]) -> None:
     """Tells what the job's function answers to its params."""
-    threading.Thread(target=_leave_if_orphaned, args=(agent,), daemon=True).start()
     function = imported(job.get("function"), "function")
-    try:
+    with refusals():
         value = function(job.get("params") or {})
-    except Exception as error:
-        if getattr(error, "is_refusal", False):
-            raise RefusedError(str(error)) from error
-        raise
     agent.emit("result", value=value)
-
-
-def _leave_if_orphaned(agent: Agent) -> None:
-    while agent.look() != "orphaned":
-        time.sleep(LOOK_S)
-    end_group()
-    leave(0)
 
 
 def hold(agent: Agent, job: dict[str, Any]) -> None:
     """Keeps the job's context manager entered until it is asked to end or left alone, and always leaves it.
 
-    Signals only ask, so entering and leaving are never cut short by one.
+    Signals only ask, so neither entering nor leaving is ever cut short by one.
     """
-    manager = imported(job.get("function"), "function")(job.get("params") or {})
-    is_held = False
+    is_leaving = False
+    function = imported(job.get("function"), "function")
     try:
-        with manager as value:
-            is_held = True
+        with ExitStack() as stack:
+            with refusals():
+                value = stack.enter_context(function(job.get("params") or {}))
             agent.emit("held", value=value)
             while not agent.look():
                 time.sleep(LOOK_S)
+            is_leaving = True
     except Exception as error:
-        if is_held:
+        if is_leaving:
             raise RuntimeError(f"not put back: {one_line(error)}") from error
-        if getattr(error, "is_refusal", False):
-            raise RefusedError(str(error)) from error
         raise
     agent.emit("released", value=value.get("after") if isinstance(value, dict) else None)
 
@@ -728,8 +789,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if refusal:
             raise refusal
-        if job.get("heartbeat_s") is not None:
-            agent.listen(number(job, "heartbeat_s", None, 0.1))
+        agent.watch(None if job.get("heartbeat_s") is None else number(job, "heartbeat_s", None, 0.1))
         VERBS[verb](agent, job)
     except AskedToEndError:
         pass
@@ -744,14 +804,8 @@ def main(arguments: Sequence[str]) -> int:
         detail = "" if kind == "refused" else "".join(traceback.format_exception(None, failure, failure.__traceback__))
         agent.emit("error", t_ns=now_ns(), kind=kind, message=message[:2000], detail=detail[-20000:])
     if agent.stopping == "orphaned":
-        end_group()
+        agent.end_group()
     return status
-
-
-def end_group() -> None:
-    """Ends this process and what it started: nobody is left who would."""
-    if os.getpgrp() == os.getpid() or GROUP_IS_OURS:
-        os.killpg(0, signal.SIGKILL)
 
 
 def leave(status: int) -> NoReturn:

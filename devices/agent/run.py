@@ -21,12 +21,11 @@ from typing import Any
 from edgewatt.devices.agent.agent import (
     Agent,
     AskedToEndError,
-    RefusedError,
-    end_group,
     imported,
     leave,
     now_ns,
     packed,
+    refusals,
 )
 from edgewatt.devices.agent.plan import Plan
 from edgewatt.devices.agent.steady import Steady, median
@@ -34,7 +33,6 @@ from edgewatt.devices.agent.steady import Steady, median
 FLUSH_NS = 500_000_000  # between two `items` events; the promise is one second
 MOST_ITEMS = 4096  # in one event: keeps the line short
 BEAT_S = 0.5  # how often the heart is looked after; it beats every second time
-ORPHAN_GRACE_NS = 1_000_000_000  # for the item in hand to end, once the parent is gone
 
 Work = Callable[[int], None]  # does item `index`, leaving stamps and names of its phases
 Enough = Callable[[int, int], bool]  # whether a part is over, asked after each item with (items, end_ns)
@@ -71,13 +69,9 @@ class Execution:
 
     def _load(self) -> None:
         start = self._begin("load", 0)
-        try:
+        with refusals():  # an engine or a provider that is not there
             self._runner = imported(self._plan.runner, "runner")(self._plan.params)
             engine = self._runner.load()
-        except Exception as error:
-            if getattr(error, "is_refusal", False):  # an engine or a provider that is not there: nothing was run
-                raise RefusedError(str(error)) from error
-            raise
         end = now_ns()
         self._agent.emit("loaded", t_ns=end, engine=engine, pid=os.getpid(), settings=self._settings)
         self._end(start, end)
@@ -216,20 +210,13 @@ class Execution:
             raise AskedToEndError
 
     def watch(self) -> None:
-        """The heartbeat, from a thread of its own: says where the work is, and ends it where it cannot end itself."""
-        agent, asleep = self._agent, threading.Event()
-        orphaned_ns = 0
+        """The heartbeat, from a thread of its own: says where the work is, and ends what hangs."""
+        asleep = threading.Event()
         for beat in itertools.count():
             asleep.wait(BEAT_S)
             now = now_ns()
             if beat % 2:
                 self._tell_alive(now)
-            if agent.look() == "orphaned":
-                orphaned_ns = orphaned_ns or now
-                if now - orphaned_ns >= ORPHAN_GRACE_NS:
-                    agent.emit("end", t_ns=now, reason="orphaned")
-                    end_group()
-                    leave(0)
             self._end_if_hung(now)
 
     def _tell_alive(self, now: int) -> None:
