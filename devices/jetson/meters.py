@@ -26,6 +26,8 @@ JTOP = "edgewatt.devices.agent.jtop:stream"
 # A load that repeats in step with the reads is invisible to them. Round intervals meet round loads (0.5 s against
 # 10 Hz), so what is asked for is a little less: times this, none of 1 to 60 Hz repeats within a handful of reads.
 OFF_BEAT = 0.9236
+# Both cut a product of millivolts and milliamperes down to whole milliwatts: up to 1 mW too low, on top of the step.
+TRUNCATED_W = 2e-3
 SHORTEST_S, LONGEST_S = 0.1, 10.0  # below it jtop's client gives up on a busy board
 
 
@@ -139,10 +141,11 @@ class _Stream(AgentMeter):
         if not told.watts:
             raise UsageError(f"meter {cls.kind_name}: {told.problem}")
         period_s = interval_s * OFF_BEAT
-        quanta = {
+        steps_w = {
             name: rails.quantum_w(device.shunt_ohm(name), told.volts.get(name) or device.volts(name))
             for name in told.watts
         }
+        quanta = {name: step_w and step_w + TRUNCATED_W for name, step_w in steps_w.items()}
         channels = rails.channels(list(told.watts), quanta, overrides=device.parents)
         return cls(device, cls.kind_name, channels, cls.job(device, period_s, list(told.watts)), clock=device.clock)
 
