@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgewatt.harness import flags, statistics
+from edgewatt.harness.analysis_aliasing import aliased
 from edgewatt.harness.analysis_meter import (
     Source,
     attempt,
     clock_doubt,
     is_complete,
+    restarted,
     sample_doubts,
     sources,
     too_short,
@@ -57,6 +59,9 @@ def metering(view: View, traces: Sequence[tuple[Trace, float]], found: Findings)
                 _part_figures(view, source, found)
             else:
                 _figures(view, source, found)
+        why = restarted(trace)
+        if why and not any(f.flag == flags.GAP and f.meter.partition("/")[0] == trace.meter for f in found.flags):
+            found.warnings.append(f"{trace.meter}: {why}, outside of the windows or too briefly to matter there")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,6 +115,7 @@ def _figures(view: View, source: Source, found: Findings) -> None:
         energies |= {name: [] for name in short}
         found.doubt(flags.WINDOW_TOO_SHORT, f"{why}; no figure is given for it: raise isolated_s", source.meter, ())
     window_doubts(view, source, energies, found)
+    _aliasing(view, source, energies, found)
     if energies.get(WINDOW):
         power_drift(view, source, found)
         slices(view, source, looped(view), found)
@@ -145,6 +151,18 @@ def _phase_energies(view: View, source: Source, name: str, found: Findings) -> l
     voids = {WINDOW: flags.ENERGY_METRICS, IDLE: flags.NET_METRICS}.get(name, ())
     is_skewed = clock_doubt(source, name, sum_of(each), found, voids)
     return [] if is_skewed and name in looped(view) else each
+
+
+def _aliasing(view: View, source: Source, energies: dict[str, list[Energy]], found: Findings) -> None:
+    """Doubts about a load faster than the reads. A phase looped alone then gets no figure."""
+    window_w, idle_w = (sum_of(energies[n]).power_w if energies.get(n) else 0.0 for n in (WINDOW, IDLE))
+    for name, voids in ((WINDOW, flags.ENERGY_METRICS), (IDLE, flags.NET_METRICS), *((n, ()) for n in looped(view))):
+        net_w = abs(window_w - idle_w) if name == IDLE else 0.0
+        evidence = aliased(source, view.named(name), energies[name], net_w) if energies.get(name) else ""
+        if evidence and not voids:
+            energies[name], evidence = [], f"{evidence}; no figure is given for {name} alone"
+        if evidence:
+            found.doubt(flags.ALIASED, evidence, source.meter, voids)
 
 
 def looped(view: View) -> list[str]:

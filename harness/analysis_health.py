@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,10 +125,19 @@ def _row_mean(values: Floats) -> Floats:
 
 
 def _cost(trace: Trace, found: Findings) -> None:
-    cost = trace.facts.get("cpu_s_per_s")
-    if isinstance(cost, (int, float)) and not isinstance(cost, bool):
-        method = "processor time of the sampler by the time it ran"
-        found.measured("sampler_cpu_s_per_s", float(cost), None, "1", WHOLE_RUN, 1, method, trace.meter)
+    """Processor time of the sampler with the programs it starts, and of a service that reads the sensor for it."""
+    own, service = _number(trace.facts, "cpu_s_per_s"), _number(trace.facts.get("notes"), "service_cpu_s_per_s")
+    if own is None:
+        return
+    method = "processor time of the sampler by the time it ran"
+    if service is not None:
+        method = f"processor time of the sampler ({own:.2g}) and of the service it asks ({service:.2g}), by the time"
+    found.measured("sampler_cpu_s_per_s", own + (service or 0.0), None, "1", WHOLE_RUN, 1, method, trace.meter)
+
+
+def _number(facts: object, name: str) -> float | None:
+    value = facts.get(name) if isinstance(facts, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -119,6 +120,7 @@ def sample_doubts(view: View, trace: Trace, found: Findings) -> None:
     """Doubts about a whole trace: charging, and why it ended."""
     if trace.facts.get("ended"):
         found.warnings.append(f"{trace.meter} stopped before it was asked to: {trace.facts['ended']}")
+    _pace(trace, found)
     share = trace.facts.get("charging")
     if isinstance(share, (bool, int, float)) and share > 0:
         detail = f"something fed the device beside its battery during {float(share):.1%} of the readings (limit: none)"
@@ -132,6 +134,34 @@ def sample_doubts(view: View, trace: Trace, found: Findings) -> None:
             detail = f"{channel.name}: {on[where].sum()} of {len(on[where])} readings in {where} say so (limit: none)"
             voids = flags.ENERGY_METRICS if where == WINDOW else flags.NET_METRICS
             found.doubt(flags.CHARGING, f"{detail}; unplug it", trace.meter, voids)
+
+
+def _pace(trace: Trace, found: Findings) -> None:
+    """A service that goes at the pace of somebody else."""
+    notes = _notes(trace)
+    asked, got = notes.get("interval_asked_s"), notes.get("interval_service_s") or notes.get("interval_s")
+    if notes.get("other_client") and isinstance(asked, (int, float)) and isinstance(got, (int, float)):
+        detail = (
+            f"asked for a reading every {asked:.3g} s, the service gives one every {got:.3g} s, as its first client "
+            "wanted (limit: the interval asked for): close other programs that use it"
+        )
+        found.doubt(flags.SHARED_METER, detail, trace.meter)
+
+
+def restarted(trace: Trace) -> str:
+    """In words, how often the program that gives the readings had to be started again, and why; "" if never."""
+    notes = _notes(trace)
+    times, why = notes.get("restarts"), notes.get("why")
+    if not isinstance(times, int) or times < 1:
+        return ""
+    reasons = f" ({'; '.join(map(str, why))})" if isinstance(why, Sequence) and why and not isinstance(why, str) else ""
+    return f"what gives its readings was started again {times} time(s){reasons}"
+
+
+def _notes(trace: Trace) -> Mapping[str, Any]:
+    """What a stream told beside its readings."""
+    notes = trace.facts.get("notes")
+    return notes if isinstance(notes, Mapping) else {}
 
 
 def _readings(trace: Trace, channel: str, phases: tuple[Phase, ...]) -> Floats:
@@ -213,7 +243,8 @@ def _gaps(view: View, source: Source, found: Findings) -> None:
         worst = max(worst, (float(gaps_s[within].max(initial=0.0)), k))
     if worst[0] > limit_s:
         detail = f"{source.name}: {worst[0]:.3g} s without a reading in window {worst[1] + 1} (limit {limit_s:.3g} s)"
-        found.doubt(flags.GAP, detail, source.meter)
+        why = restarted(trace)
+        found.doubt(flags.GAP, f"{detail}: {why}" if why else detail, source.meter)
 
 
 def _stale(view: View, source: Source, found: Findings) -> None:

@@ -16,6 +16,8 @@ RAIL_MISSING = "rail_missing"
 ON_FALLBACK = "on_fallback"
 SIMULATED = "simulated"
 SYNTHETIC_WEIGHTS = "synthetic_weights"
+ALIASED = "aliased"
+SHARED_METER = "shared_meter"
 FEW_SAMPLES = "few_samples"
 DRAWN_SCENES = "drawn_scenes"
 BUSY = "busy"
@@ -60,6 +62,14 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     WINDOW_TOO_SHORT: (
         "The sensor renews its reading too rarely for so short a phase; the edges alone are uncertain by over 2 %.",
         ENERGY_METRICS,
+    ),
+    ALIASED: (
+        "The load changed faster than the sensor was read: its readings are chance hits, and so is their mean.",
+        ENERGY_METRICS,
+    ),
+    SHARED_METER: (
+        "Another program sets the pace of the service that gives this meter's readings; it may be slower than asked.",
+        (),
     ),
     NOT_STEADY: (
         "The quantity was still moving while it was measured, so its average stands for no steady state.",
