@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import os
 import re
@@ -39,11 +40,11 @@ HEARTBEAT_S = 3.0  # an agent that hears nothing for so long ends by itself
 BEAT_S = 0.5
 CONNECT_S = 10
 AGAIN_S = (0.5, 1.0, 2.0)  # waits between tries to connect
+FAREWELL_S = 5  # to connect, where only a folder is to be removed
 FETCH_S = 12.0  # how long the board is tried after a lost link; an agent there ends within 5 s
 PINGS = 30
 _OPTIONS = {
     "BatchMode": "yes",  # nobody is there to type a password
-    "ConnectTimeout": str(CONNECT_S),
     "ServerAliveInterval": "1",
     "ServerAliveCountMax": "3",
     "ControlMaster": "auto",
@@ -60,13 +61,15 @@ _ENDED = re.compile(rb"edgewatt-ended (\d+) (\d*)\n")
 _OOM = "$(sed -n 's/^oom_kill //p' /proc/vmstat 2>/dev/null)"
 
 # $1 folder, $2 bytes of the job, $3 job, $4 python, $5 verb, $6 our code. A shell stays above the agent: ssh itself
-# tells neither which signal ended a program nor that the link was lost, so the shell says how it ended.
+# tells neither which signal ended a program nor that the link was lost, so the shell says how it ended. Then it ends
+# what the agent started, which would keep the link busy, and itself.
 _START = f"""
 mkdir -p "$1" && head -c "$2" >"$3" || exit 97
 export EDGEWATT_GROUP=1 PYTHONPATH="$6${{PYTHONPATH:+:$PYTHONPATH}}"
 echo "edgewatt-began $(cut -d' ' -f5 /proc/$$/stat) {_OOM}" >&2
 "$4" "$6/edgewatt/devices/agent/agent.py" "$5" "$3"
 echo "edgewatt-ended $? {_OOM}" >&2
+kill -KILL 0
 """
 _RUN = 'cd; "$@"; echo "edgewatt-ended $? " >&2'
 
@@ -78,6 +81,11 @@ class Done:
     status: int
     stdout: bytes
     stderr: str
+
+    @property
+    def why(self) -> str:
+        """What it said on stderr, in one line."""
+        return " ".join(self.stderr.split())[:300] or f"status {self.status}"
 
 
 class Ssh(Transport):
@@ -93,16 +101,17 @@ class Ssh(Transport):
         self._socket: str | None = None
         self._connecting = threading.RLock()
         self._home = self._boot = self._jobs = ""
+        self._numbers = itertools.count()
 
     # -- what every transport does
 
     def start(self, verb: str, job: Facts, python: str | None = None) -> SshAgent:
         """The agent, in one round trip: its job goes ahead of the heartbeats."""
         code = self._code()
-        if not self._jobs:
-            self._jobs = self.scratch()
-        k = len(self._started)
-        path = f"{self._jobs}/{k}-{verb}.json"
+        with self._connecting:
+            if not self._jobs:
+                self._jobs = self.scratch()
+        path = f"{self._jobs}/{next(self._numbers)}-{verb}.json"
         has_heart = not job.get("ping")  # a ping reads stdin itself
         text = json.dumps({**job, "spool": True, **({"heartbeat_s": HEARTBEAT_S} if has_heart else {})}).encode()
         words = ["sh", "-c", _START, "sh", self._jobs, str(len(text)), path, python or self.python, verb, code]
@@ -132,7 +141,7 @@ class Ssh(Transport):
                 ["tar", "-C", str(where.parent), "-cf", "-", "--", where.name], stdout=packed, timeout_s=600
             )
             if done.status != 0:
-                raise HarnessError(f"{self.name}: {remote} cannot be fetched: {done.stderr.strip()[:300]}")
+                raise HarnessError(f"{self.name}: {remote} cannot be fetched: {done.why}")
             packed.seek(0)
             try:
                 with tarfile.open(fileobj=packed) as archive:
@@ -145,7 +154,7 @@ class Ssh(Transport):
         self._connected()
         done = self._run(["sh", "-c", 'umask 077; mktemp -d "${TMPDIR:-/tmp}/edgewatt-XXXXXXXX"'])
         if done.status != 0:
-            raise UsageError(f"{self.name}: no folder for temporary files can be made: {done.stderr.strip()[:300]}")
+            raise UsageError(f"{self.name}: no folder for temporary files can be made: {done.why}")
         self._folders.append(done.stdout.decode().strip())
         return self._folders[-1]
 
@@ -176,7 +185,7 @@ class Ssh(Transport):
             agent.stop()
         if self._folders:
             with suppress(HarnessError):  # a board that is gone keeps them until its next restart
-                self._run(["rm", "-rf", "--", *self._folders], timeout_s=10)
+                self._run(["rm", "-rf", "--", *self._folders], timeout_s=10, connect_s=FAREWELL_S)
         with suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run([*self._ssh(), "-O", "exit", *self._words], capture_output=True, timeout=5, check=False)
         shutil.rmtree(Path(self._socket).parent, ignore_errors=True)
@@ -197,8 +206,14 @@ class Ssh(Transport):
         """The user's home on the board, once there is a connection."""
         with self._connecting:
             if not self._home:
-                done = self._run(["sh", "-c", "pwd; cat /proc/sys/kernel/random/boot_id"], timeout_s=60)
-                self._home, _, self._boot = done.stdout.decode().strip().partition("\n")
+                script = 'echo "edgewatt-home $(pwd)"; cat /proc/sys/kernel/random/boot_id'
+                said = self._run(["sh", "-c", script], timeout_s=60).stdout.decode(errors="replace")
+                if not said.startswith("edgewatt-home /"):  # it would stand between events and in every file
+                    raise UsageError(
+                        f"{self.name}: its shell's start-up files print {said.splitlines()[:1]} where nobody reads it; "
+                        "in ~/.bashrc there, print only if [ -t 1 ]"
+                    )
+                self._home, _, self._boot = said.removeprefix("edgewatt-home ").strip().partition("\n")
         return self._home
 
     def _code(self) -> str:
@@ -224,38 +239,41 @@ class Ssh(Transport):
         )
         done = self._run(["sh", "-c", script, "sh", folder], stdin=packed, timeout_s=3600)
         if done.status != 0:
-            raise HarnessError(
-                f"{self.name}: cannot write {folder} ({done.stderr.strip()[:300]}); make room there, or mend its owner"
-            )
+            raise HarnessError(f"{self.name}: cannot write {folder} ({done.why}); make room there, or mend its owner")
 
-    def _ssh(self) -> list[str]:
+    def _ssh(self, connect_s: int = CONNECT_S) -> list[str]:
         if self._socket is None:
             self._socket = f"{tempfile.mkdtemp(prefix='ew-')}/s"
-        options = {**_OPTIONS, "ControlPath": self._socket}
+        options = {**_OPTIONS, "ConnectTimeout": str(connect_s), "ControlPath": self._socket}
         given = ["-F", str(self._config)] if self._config else []
         return ["ssh", "-T", *given, *(w for k, v in options.items() for w in ("-o", f"{k}={v}"))]
 
-    def _command(self, words: Sequence[str]) -> list[str]:
+    def _command(self, words: Sequence[str], connect_s: int = CONNECT_S) -> list[str]:
         """ssh hands one text to the other end's shell: this is the one place that quotes it."""
-        return [*self._ssh(), *self._words, shlex.join(words)]
+        return [*self._ssh(connect_s), *self._words, shlex.join(words)]
 
     def _run(
         self, words: Sequence[str], *, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = 30.0, connect_s: int = CONNECT_S,
     ) -> Done:  # fmt: skip
-        """A command on the board. UsageError or TransientError, each with the next step, if it could not be run."""
+        """A command on the board. UsageError or TransientError, each with the next step, if it could not be run.
+
+        What fails at once (a server that is just starting) is tried again; silence is not.
+        """
+        began = time.monotonic()
         for wait_s in (*AGAIN_S, None):
             try:
-                return self._run_once(words, stdin, stdout, timeout_s)
+                return self._run_once(words, stdin, stdout, timeout_s, connect_s)
             except TransientError:
-                if wait_s is None:
+                if wait_s is None or time.monotonic() - began >= connect_s:
                     raise
                 time.sleep(wait_s)
         raise AssertionError("unreachable")
 
     def _run_once(
-        self, words: Sequence[str], stdin: IO[bytes] | None, stdout: IO[bytes] | None, timeout_s: float
-    ) -> Done:
+        self, words: Sequence[str], stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None,
+        timeout_s: float = 10.0, connect_s: int = CONNECT_S,
+    ) -> Done:  # fmt: skip
         if stdin is not None:
             stdin.seek(0)
         given: dict[str, Any] = {"input": stdin.read()} if isinstance(stdin, io.BytesIO) else {}
@@ -263,10 +281,10 @@ class Ssh(Transport):
             given = {"stdin": stdin or subprocess.DEVNULL}
         try:
             done = subprocess.run(
-                self._command(["sh", "-c", _RUN, "sh", *words]),
+                self._command(["sh", "-c", _RUN, "sh", *words], connect_s),
                 stdout=stdout or subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                timeout=timeout_s + CONNECT_S,
+                timeout=timeout_s + connect_s,
                 check=False,
                 **given,
             )
@@ -287,19 +305,20 @@ class Ssh(Transport):
         It ends by itself when it no longer hears us; what does not is ended.
         """
         deadline = time.monotonic() + FETCH_S
-        script = 'kill -0 -- "-$1" 2>/dev/null && [ "$1" -gt 1 ] && exit 3; exit 0'
-        while group and self._run_once(["sh", "-c", script, "sh", str(group)], None, None, 10).status == 3:
+        # Not every shell's kill knows `--`. A zombie keeps its group, so the agent's last word counts as well.
+        script = 'kill -0 "-$1" 2>/dev/null || exit 0; tail -n 1 "$2" | grep -q \'^{"event":"e[nr]\' && exit 0; exit 3'
+        while group and self._run_once(["sh", "-c", script, "sh", str(group), spool]).status == 3:
             if time.monotonic() > deadline:
                 self.kill(group)
                 break
             time.sleep(0.25)
-        return self._run_once(["tail", "-c", f"+{already + 1}", spool], None, None, 60).stdout
+        return self._run_once(["tail", "-c", f"+{already + 1}", spool], timeout_s=60).stdout
 
     def kill(self, group: int) -> None:
         """Ends a process group on the board; nothing if it has gone, or the board."""
         if group > 1:
             with suppress(HarnessError):
-                self._run_once(["kill", "-KILL", "--", f"-{group}"], None, None, 10)
+                self._run_once(["kill", "-KILL", f"-{group}"])
 
 
 class SshAgent(LocalAgent):
@@ -385,6 +404,8 @@ class SshAgent(LocalAgent):
 def _target(address: str) -> list[str]:
     """The words that name the other end for ssh; UsageError for what is no address."""
     wanted = "wanted ssh://[user@]host[:port], a host or a name of ~/.ssh/config"
+    if not address.isprintable():
+        raise UsageError(f"address {address!r}: {wanted}")
     try:
         parts = urlsplit(address)
         port = parts.port

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edgewatt.devices.transport import AGENT
 
@@ -21,8 +22,8 @@ MISSING = -(2**63)
 
 
 def environment() -> dict[str, str]:
-    """Where an agent finds the runners of these tests."""
-    return {**os.environ, "PYTHONPATH": str(TESTS)}
+    """Where an agent finds the runners of these tests, and the edgewatt that is tested."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(AGENT.parents[3])])}
 
 
 @dataclass
@@ -79,6 +80,14 @@ def python_agents(folder: Path) -> dict[str, Plain]:
                 f"python3.{minor}", [str(python), str(AGENT)], folder, ("hello", "clock", "sample")
             )
     return found
+
+
+def old_python(minor: int) -> Path:
+    """A Python 3.`minor` found here; the test is skipped where there is none."""
+    found = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
+    if not found:
+        pytest.skip(f"no Python 3.{minor} below ~/.pyenv/versions")
+    return found[-1]
 
 
 def numbers(text: str, form: str = "<i8") -> Any:

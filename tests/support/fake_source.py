@@ -1,5 +1,7 @@
 """Sources for the agent's sampling: functions of (params) that give column names and a function that reads them."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 from typing import Any

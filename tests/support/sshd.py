@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,9 +27,10 @@ def program() -> str:
 
 
 class Sshd:
-    """One server; `wrap` are words before its command (such as those that enter an emulated board)."""
+    """One server; `wrap` are words before its command (such as those that enter an emulated board), `environment` is
+    set in its sessions."""
 
-    def __init__(self, folder: Path, wrap: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, wrap: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         self.folder, self._wrap = folder, tuple(wrap)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("host_key", "client_key", "other_key"):
@@ -45,6 +46,7 @@ class Sshd:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile {folder}/pid\n"
             f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nLogLevel ERROR\n"
+            + (f"SetEnv {' '.join(f'{k}={v}' for k, v in environment.items())}\n" if environment else "")
         )
         self._server: subprocess.Popen[bytes] | None = None
         self.start()
