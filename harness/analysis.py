@@ -67,8 +67,12 @@ def _fallback(run: Run, found: Findings) -> None:
             flags.ON_FALLBACK, f"asked for {asked}, ran on {used} ({share:.1%} of the nodes elsewhere, limit 0 %)"
         )
     elif share > 0:
-        nodes = run.engine.get("nodes")
-        detail = f"{share:.1%} of the nodes ran elsewhere than on {used or asked} (limit 0 %): {nodes}"
+        kinds = run.engine.get("elsewhere") or {}  # provider -> kinds of nodes
+        named = "; ".join(f"on {provider} {', '.join(names)}" for provider, names in kinds.items())
+        detail = (
+            f"{share:.1%} of the nodes ran elsewhere than on {used or asked} (limit 0 %): "
+            f"{run.engine.get('nodes')}{'; ' if named else ''}{named}"
+        )
         found.doubt(flags.ON_FALLBACK, detail, voids=flags.voided_by(flags.ON_FALLBACK) if share >= 1 else ())
 
 

@@ -24,6 +24,7 @@ second below it (1.23 at most); by simulation, decision 1."""
 LOST = 0.03
 """The share of the energy by which what was not seen may move it, before it is no figure any more."""
 
+HOLD_AGES = 3  # a register read twice for each of its refreshes holds a value for two of the ages it is known to have
 LEAST = 8  # fewer readings do not tell chance from anything
 
 
@@ -56,11 +57,13 @@ def aliased(source: Source, phases: Sequence[Phase], each: Sequence[Energy], lea
 def _readings(source: Source, phase: Phase) -> tuple[Floats, Floats, float]:
     """Times and power (n,) of the readings of a source's gauges in a phase, and one step of their sum (W).
 
-    Nothing of counters and of gauges that average over all their period: they have seen all of the load.
+    Nothing of counters and of gauges that average over all their period: they have seen all of the load. Nothing of
+    readings that repeat, either, unless the meter knows of a register at that pace: a load that moves in steps shows
+    the same as a sensor that holds its values, and the error bar is as wide as if it did.
     """
     each = [samples(source.trace, c.name) for c in source.channels if c.kind == "gauge"]
     each = [s for s in each if not s.sums]
-    if not each:
+    if not each or any(s.held and s.update.period_s > HOLD_AGES * (s.channel.age_s or 0.0) for s in each):
         return np.empty(0), np.empty(0), 0.0
     slowest = max(each, key=lambda s: s.update.period_s)
     t_s = slowest.t_s[slice(*np.searchsorted(slowest.t_s, [phase.start_s, phase.end_s]))]

@@ -107,6 +107,25 @@ def test_loads_that_the_reads_follow_are_not(wave: Wave, seed: int) -> None:
             assert raised(of, read(of, wave, jitter=0.1, noise_w=noise_w, seed=seed)) == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_to_ever_new_levels_look_like_a_sensor_that_holds_and_are_not(seed: int) -> None:
+    of = windows(60.0)
+    levels = np.random.default_rng(seed).uniform(1.0, 9.0, 200)
+    stairs = dataclasses.replace(constant(1.0), power=lambda t: levels[np.minimum(((t - 90) / 2.1).astype(int), 199)])
+    assert raised(of, read(of, stairs, jitter=0.1, seed=seed)) == []
+
+
+def test_register_at_a_pace_of_its_own_is_judged_by_its_refreshes() -> None:
+    of = windows(20.0)
+    wave = in_windows(of, square(2.0, 10.0, 1 / 437, 100.0, 0.3), constant(2.0))
+    made_at = read(of, dataclasses.replace(wave, power=lambda t: wave.power(np.floor(t / 0.04) * 0.04)), 0.02,
+                   noise_w=0.0, quantum=0.001, age_s=0.02)  # fmt: skip
+    noise = 0.1 * np.random.default_rng(1).standard_normal(len(made_at.t_s))
+    held = made_at.values[:, 0] + noise[np.unique(np.floor(made_at.t_s / 0.04), return_inverse=True)[1]]
+    (flag,) = raised(of, made.with_column(made_at, held))
+    assert "read every 0.04 s" in flag.detail
+
+
 def test_noise_that_averages_out_is_not() -> None:
     of = windows(20.0)
     assert raised(of, read(of, constant(6.0), 0.01, noise_w=2.0)) == []  # 2000 readings

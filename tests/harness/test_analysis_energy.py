@@ -301,6 +301,17 @@ def test_cost_of_sampling_and_update_period_are_reported_by_meter() -> None:
     assert made.one(found, "update_period_s", "run").value == pytest.approx(0.01, rel=1e-6)
 
 
+def test_cost_of_a_service_is_part_of_the_cost_of_sampling() -> None:
+    phases = made.phases(1)
+    notes = {"service_cpu_s_per_s": 0.05, "client_cpu_s_per_s": 0.01}  # the client's is the agent's, who waited for it
+    found, _, _ = analyse(made.run(phases, [made.gauged(phases, meter="jtop", cpu_s_per_s=0.02, notes=notes)]))
+    cost = made.one(found, "sampler_cpu_s_per_s", "run")
+    assert cost.value == pytest.approx(0.07)
+    assert "the service it asks (0.05)" in cost.method
+    unseen = made.gauged(phases, meter="jtop", cpu_s_per_s=0.02, notes={"service_cpu_s_per_s": None})
+    assert made.one(analyse(made.run(phases, [unseen]))[0], "sampler_cpu_s_per_s", "run").value == 0.02
+
+
 def test_health_only_meter_is_no_power_sensor() -> None:
     phases = made.phases()
     t = made.stamps(phases, 10)

@@ -171,6 +171,61 @@ def test_meter_that_stopped_early_gives_no_joules_but_a_reason() -> None:
     assert any("the reader was killed" in w for w in warnings)
 
 
+def slow_stream(window_s: float, hole_s: tuple[float, float], **notes: object) -> Run:
+    """A board read every 0.4618 s by a service that was away for `hole_s` after the window began."""
+    phases = made.phases(1, window_s=window_s, idle_s=50.0)
+    trace = made.gauged(phases, rate_hz=1 / 0.4618, noise_w=0.1, meter="jtop", notes=notes)
+    begin = next(p for p in phases if p.phase == "window").start_s
+    return made.run(phases, [without(trace, between(trace, begin + hole_s[0], begin + hole_s[1]))])
+
+
+def test_service_away_for_three_seconds_is_a_gap_with_its_reason() -> None:
+    run = slow_stream(100.0, (40.0, 43.0), restarts=1, why=["no sample for 3.0 s"])
+    flag = only(run, "gap")
+    assert flag.voids == ()
+    assert flag.detail.endswith("what gives its readings was started again 1 time(s) (no sample for 3.0 s)")
+    assert made.one(analyse(run)[0], "energy_j").parts["gap"] > 0
+    assert analyse(run)[2] == ()
+
+
+def test_service_away_for_a_large_share_of_a_window_voids_its_joules() -> None:
+    run = slow_stream(50.0, (20.0, 24.5), restarts=1, why=["the jtop service went away"])
+    assert raised(run, "gap")
+    (flag,) = raised(run, "low_coverage")
+    assert set(flag.voids) == set(flags.ENERGY_METRICS)
+
+
+def test_service_restarted_before_the_windows_is_a_warning() -> None:
+    run = slow_stream(100.0, (-6.0, -2.0), restarts=2, why=["no sample for 3.0 s", "no sample for 3.1 s"])
+    assert raised(run, "gap") == []
+    (said,) = analyse(run)[2]
+    assert said.startswith("jtop: what gives its readings was started again 2 time(s) (no sample for 3.0 s; ")
+
+
+@pytest.mark.parametrize("notes", [None, 3, {"restarts": "2"}, {"restarts": 1, "why": "x"}, {"other_client": True}])
+def test_notes_of_an_odd_shape_raise_nothing(notes: object) -> None:
+    doubts = analyse(made.run(PHASES, [made.gauged(PHASES, notes=notes)]))[1]
+    assert doubts == ()
+
+
+def test_sampling_that_ended_in_a_window_gives_no_joules_for_it() -> None:
+    trace = made.gauged(PHASES, ended="the jtop service is gone")
+    cut = without(trace, trace.t_s > WINDOWS[1].end_s - 3.0)
+    found, doubts, warnings = analyse(made.run(PHASES, [cut]))
+    assert not [m for m in found if m.phase == "window" and m.metric.startswith(("energy", "power"))]
+    assert [f.voids for f in doubts if f.flag == "gap"] == [flags.ENERGY_METRICS]
+    assert "hwmon stopped before it was asked to: the jtop service is gone" in warnings
+
+
+def test_service_at_the_pace_of_another_client_is_told() -> None:
+    notes = {"other_client": True, "interval_asked_s": 0.4618, "interval_service_s": 2.0}
+    flag = only(made.run(PHASES, [made.gauged(PHASES, meter="jtop", notes=notes)]), "shared_meter")
+    assert flag.voids == ()
+    assert "asked for a reading every 0.462 s, the service gives one every 2 s" in flag.detail
+    same = {**notes, "other_client": False}
+    assert raised(made.run(PHASES, [made.gauged(PHASES, meter="jtop", notes=same)]), "shared_meter") == []
+
+
 # clock_skew
 
 
@@ -362,6 +417,19 @@ def test_single_nodes_elsewhere_are_told() -> None:
     flag = only(made.run(PHASES, engine=engine), "on_fallback")
     assert flag.voids == ()
     assert "5.0%" in flag.detail
+
+
+def test_first_kinds_of_nodes_on_the_cpu_are_named() -> None:
+    engine = {
+        "provider_asked": "tensorrt",
+        "provider_used": "TensorrtExecutionProvider",
+        "fallback_share": 0.25,
+        "nodes": {"TensorrtExecutionProvider": 3, "CPUExecutionProvider": 1},
+        "elsewhere": {"CPUExecutionProvider": ["NonMaxSuppression", "Resize"]},
+    }
+    detail = only(made.run(PHASES, engine=engine), "on_fallback").detail
+    assert detail.startswith("25.0% of the nodes ran elsewhere than on TensorrtExecutionProvider (limit 0 %): ")
+    assert detail.endswith("on CPUExecutionProvider NonMaxSuppression, Resize")
 
 
 def test_model_where_it_was_asked_to_be_is_no_fallback() -> None:
