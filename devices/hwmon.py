@@ -26,6 +26,10 @@ from edgewatt.harness.api import Channel, Device, Meter
 _POWER_STEP_V2 = {"ina219": 200e-6, "ina220": 200e-6, "ina226": 62.5e-6, "ina230": 62.5e-6, "ina231": 62.5e-6}
 _INA3221_SHUNT_STEP_V = 40e-6  # INA3221 data sheet (SBOS576), 13-bit shunt register
 
+# Labels of what feeds everything else that a chip shows.
+_TOTALS = ("card", "pin", "pin1", "power total")
+_MODULE_INPUTS = ("vin", "vdd_in", "pom_5v_in")  # of Jetson modules, whose chip is an ina3221; AGX ones have none
+
 
 class Hwmon(AgentMeter):
     """One chip's power and energy sensors."""
@@ -163,7 +167,7 @@ def _survey(device: Device) -> tuple[list[tuple[Chip, list[Sensor]]], list[str]]
         problems += [f"{chip.meter} {s.channel.name}: {reason}" for s, reason in reasons.items() if reason]
         good = [s for s, reason in reasons.items() if reason is None]
         if good:
-            found.append((chip, _with_parents(good)))
+            found.append((chip, _with_parents(chip.driver, good)))
     if not any(counters or gauges for _, counters, gauges in candidates):
         problems.append(f"hwmon: none of {len(chips)} chips below {root}/class/hwmon measures power or energy")
     return found, problems
@@ -289,7 +293,7 @@ def _boundary(driver: str, label: str) -> str:
     return "device"
 
 
-def _with_parents(sensors: Sequence[Sensor]) -> list[Sensor]:
+def _with_parents(driver: str, sensors: Sequence[Sensor]) -> list[Sensor]:
     """The same sensors, each with a name of its own and the one that contains it."""
     names: set[str] = set()
     named = []
@@ -302,7 +306,8 @@ def _with_parents(sensors: Sequence[Sensor]) -> list[Sensor]:
         names.add(name)
         named.append(replace(s, channel=replace(s.channel, name=name)))
     counters = {_number(s): s.channel.name for s in named if s.channel.quantity == "energy"}
-    totals = [s.channel.name for s in named if s.channel.name.lower() in ("card", "pin", "pin1", "power total")]
+    inputs = (*_TOTALS, *(_MODULE_INPUTS if driver == "ina3221" else ()))
+    totals = [s.channel.name for s in named if s.channel.name.lower() in inputs]
     out = []
     for s in named:
         parent = counters.get(_number(s)) if s.channel.quantity == "power" else None

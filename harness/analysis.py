@@ -67,11 +67,10 @@ def _fallback(run: Run, found: Findings) -> None:
             flags.ON_FALLBACK, f"asked for {asked}, ran on {used} ({share:.1%} of the nodes elsewhere, limit 0 %)"
         )
     elif share > 0:
-        kinds = run.engine.get("elsewhere") or {}  # provider -> kinds of nodes
-        named = "; ".join(f"on {provider} {', '.join(names)}" for provider, names in kinds.items())
+        ops = ", ".join(map(str, run.engine.get("fallback_ops") or ()))
         detail = (
-            f"{share:.1%} of the nodes ran elsewhere than on {used or asked} (limit 0 %): "
-            f"{run.engine.get('nodes')}{'; ' if named else ''}{named}"
+            f"{share:.1%} of the nodes ran elsewhere than on {used or asked} (limit 0 %): {run.engine.get('nodes')}"
+            f"{f'; elsewhere ran {ops}' if ops else ''}"
         )
         found.doubt(flags.ON_FALLBACK, detail, voids=flags.voided_by(flags.ON_FALLBACK) if share >= 1 else ())
 

@@ -154,7 +154,38 @@ def test_ina3221_rails_are_volts_times_amperes(tmp_path: Path) -> None:
     )
     power = {c.name: c for c in meter.channels}["VDD_IN"]
     assert power.quantum == pytest.approx(5.064 * 40e-6 / 0.005)  # 8 mA at 5 mOhm
-    assert [c.name for c in harness_channels.roots(meter.channels)] == ["VDD_IN", "VDD_CPU"]
+    assert [c.name for c in harness_channels.roots(meter.channels)] == ["VDD_IN"]
+
+
+def ina3221(tree: Tree, labels: Sequence[str], number: int = 0) -> None:
+    files = {}
+    for n, label in enumerate(labels, 1):
+        files |= {f"in{n}_label": label, f"in{n}_input": 5000, f"curr{n}_input": 400 * n}
+    tree.hwmon(number, "ina3221", files)
+
+
+@pytest.mark.parametrize("total", ["VDD_IN", "VIN", "POM_5V_IN"])
+def test_input_of_a_jetson_module_contains_its_other_rails(tmp_path: Path, total: str) -> None:
+    tree = Tree(tmp_path)
+    ina3221(tree, ["VDD_CPU_GPU_CV", total, "VDD_SOC"])
+    channels = [c for c in found(tree)["hwmon-ina3221"].values() if c.is_energy]
+    assert {c.name: c.parent for c in channels} == {"VDD_CPU_GPU_CV": total, total: None, "VDD_SOC": total}
+    (whole,) = harness_channels.groups(tuple(channels))
+    assert [c.name for c in whole.roots] == [total]
+
+
+def test_rails_of_a_module_without_an_input_rail_are_added(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    ina3221(tree, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"])
+    channels = tuple(c for c in found(tree)["hwmon-ina3221"].values() if c.is_energy)
+    assert [c.name for c in harness_channels.roots(channels)] == ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"]
+
+
+def test_same_label_on_another_chip_is_one_rail_among_others(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    files = {"power1_input": 5_000_000, "power1_label": "VIN", "power2_input": 2_000_000, "power2_label": "VCORE"}
+    tree.hwmon(0, "pac1934", files)
+    assert {c.parent for c in found(tree)["hwmon-pac1934"].values()} == {None}
 
 
 def test_voltage_and_current_of_the_same_label_are_multiplied(tmp_path: Path) -> None:

@@ -419,17 +419,17 @@ def test_single_nodes_elsewhere_are_told() -> None:
     assert "5.0%" in flag.detail
 
 
-def test_first_kinds_of_nodes_on_the_cpu_are_named() -> None:
+def test_what_ran_elsewhere_is_named() -> None:
     engine = {
         "provider_asked": "tensorrt",
         "provider_used": "TensorrtExecutionProvider",
         "fallback_share": 0.25,
         "nodes": {"TensorrtExecutionProvider": 3, "CPUExecutionProvider": 1},
-        "elsewhere": {"CPUExecutionProvider": ["NonMaxSuppression", "Resize"]},
+        "fallback_ops": ["NonMaxSuppression", "Resize"],
     }
     detail = only(made.run(PHASES, engine=engine), "on_fallback").detail
     assert detail.startswith("25.0% of the nodes ran elsewhere than on TensorrtExecutionProvider (limit 0 %): ")
-    assert detail.endswith("on CPUExecutionProvider NonMaxSuppression, Resize")
+    assert detail.endswith("; elsewhere ran NonMaxSuppression, Resize")
 
 
 def test_model_where_it_was_asked_to_be_is_no_fallback() -> None:
