@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -17,7 +18,8 @@ class Engine(ABC):
 
     `facts` tells what it really runs on: `engine`, `version`, `threads`, `provider_asked`, `provider_used`, `nodes`
     (provider -> number of nodes that ran there), `fallback_share` (of the nodes, those elsewhere than asked),
-    `graph` (the file), `model_bytes`, and the engine's own settings.
+    `fallback_ops` (what these compute, the most frequent first, at most 10), `graph` (the file), `model_bytes`, and
+    the engine's own settings.
     """
 
     input: Array
@@ -25,7 +27,10 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self) -> tuple[Array, ...]:
-        """The model's outputs for what `input` holds now, valid until the next call."""
+        """The model's outputs for what `input` holds now, valid until the next call.
+
+        They lie in this process's memory, computed: a stamp taken afterwards has all of a GPU's work behind it.
+        """
 
 
 def threads_used(asked: int) -> int:
@@ -35,3 +40,17 @@ def threads_used(asked: int) -> int:
     if asked:
         return asked
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_step(provider: str, package: str) -> str:
+    """What to install where `package` lacks a provider of NVIDIA's, as the end of a message; "" for other providers."""
+    if provider.lower().removesuffix("executionprovider") not in ("cuda", "tensorrt"):
+        return ""
+    if platform.machine() == "aarch64":
+        return f"; on a Jetson install NVIDIA's {package} wheel for this board's JetPack"
+    return f"; pip install a {package} for this machine's CUDA"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, without its line breaks and the end of long ones."""
+    return " ".join(str(error).split())[:300]
