@@ -44,10 +44,10 @@ class Plain:
         self.spool = path.with_suffix(".events.jsonl")
         return path
 
-    def start(self, verb: str, job: Any) -> subprocess.Popen[bytes]:
+    def start(self, verb: str, job: Any, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*self.command, verb, str(self.job(job))],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.environment,
