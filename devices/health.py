@@ -116,8 +116,6 @@ def _readings(root: str) -> list[tuple[Channel, Reading]]:
 
 def _clocks(root: Path) -> list[tuple[Channel, Reading]]:
     """One clock per core; of a machine with very many, only the fastest: what the processor is allowed to run at."""
-    import psutil
-
     files = frequency_files(root)
     if len(files) > _MOST_CLOCKS:
         channel = Channel("fastest cpu", "frequency", "Hz", "gauge", f"the fastest of {len(files)} cores")
@@ -127,10 +125,10 @@ def _clocks(root: Path) -> list[tuple[Channel, Reading]]:
             (Channel(cpu, "frequency", "Hz", "gauge", f"the core of {cpu}"), functools.partial(_fastest_hz, [path]))
             for cpu, path in files.items()
         ]
-    if root == Path("/sys") and host_facts.virtual(root, Path("/proc")) is False and psutil.cpu_freq() is not None:
+    if root == Path("/sys") and host_facts.virtual(root, Path("/proc")) is False and _mean_hz() is not None:
         # /proc/cpuinfo; in a virtual machine (or on a Mac) it says a nominal clock, which is no reading
         channel = Channel("cpu", "frequency", "Hz", "gauge", "all processors, mean")
-        return [(channel, lambda: float(psutil.cpu_freq().current) * 1e6)]
+        return [(channel, _mean_hz)]
     return []
 
 
@@ -139,6 +137,20 @@ def _utilisation() -> float | None:
     import psutil
 
     return float(psutil.cpu_percent()) / 100
+
+
+def _mean_hz() -> float | None:
+    """The processors' mean clock as psutil tells it; None where it cannot.
+
+    On kernels and boards it does not know, what it makes of /proc and /sys differs: None, no such function, an
+    AttributeError or a ValueError from within.
+    """
+    import psutil
+
+    try:
+        return float(psutil.cpu_freq().current) * 1e6 or None
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def _fastest_hz(files: Iterable[Path]) -> float | None:

@@ -1,6 +1,8 @@
 """The machine's condition on made trees: temperature, clocks, slowdowns; and their absence."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -50,6 +52,39 @@ def test_machine_with_very_many_cores_tells_its_fastest(tmp_path: Path) -> None:
     values = read(tmp_path)
     assert values["fastest cpu"] == 3.5e9
     assert "cpu0" not in values
+
+
+def clocks(monkeypatch: pytest.MonkeyPatch, cpu_freq: Callable[[], object]) -> list[tuple[str, float | None]]:
+    """What is made of psutil's clock on a real machine whose /sys has none."""
+    monkeypatch.setattr(health, "frequency_files", lambda root: {})
+    monkeypatch.setattr("edgewatt.devices.host_facts.virtual", lambda *roots: False)
+    monkeypatch.setattr(psutil, "cpu_freq", cpu_freq, raising=False)
+    return [(channel.name, read()) for channel, read in health._clocks(Path("/sys"))]
+
+
+def test_clock_of_proc_cpuinfo_stands_in_where_there_is_no_cpufreq(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clocks(monkeypatch, lambda: SimpleNamespace(current=1510.4)) == [("cpu", 1510.4e6)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AttributeError("None has no 'current'"), ValueError("''"), FileNotFoundError("/sys")],
+)
+def test_clock_that_psutil_fails_on_is_absent(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def failing() -> None:
+        raise error
+
+    assert clocks(monkeypatch, failing) == []
+
+
+@pytest.mark.parametrize("told", [None, SimpleNamespace(current=0.0), SimpleNamespace(current=None)])
+def test_clock_that_psutil_does_not_know_is_absent(monkeypatch: pytest.MonkeyPatch, told: object) -> None:
+    assert clocks(monkeypatch, lambda: told) == []
+
+
+def test_psutil_without_clocks_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(psutil, "cpu_freq", raising=False)
+    assert health._mean_hz() is None
 
 
 def test_slowdowns_are_counted_once_per_core_and_once_per_package(tmp_path: Path) -> None:
