@@ -273,7 +273,9 @@ def test_provider_that_does_not_load_is_refused_with_what_did(model, monkeypatch
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-@pytest.mark.parametrize(("machine", "step"), [("aarch64", "for this board's JetPack"), ("x86_64", "pip install")])
+@pytest.mark.parametrize(
+    ("machine", "step"), [("aarch64", "for this board's JetPack"), ("x86_64", "for this machine's CUDA")]
+)
 def test_gpu_asked_of_a_package_without_one_is_refused_with_what_to_install(
     model, monkeypatch, provider, machine, step
 ):
@@ -293,7 +295,9 @@ class TestTorch:
         monkeypatch.setattr("platform.machine", lambda: "aarch64")
         monkeypatch.setattr(torch.version, "cuda", None)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(UsageError, match="it has cpu; on a Jetson install NVIDIA's torch wheel for this board's"):
+        with pytest.raises(
+            UsageError, match="it has cpu; on a Jetson, install in its place NVIDIA's torch wheel for this board's"
+        ):
             open_engine("torch", model, SHAPE, 1, "cuda")
 
     def test_gpu_that_cuda_does_not_find_is_another_refusal(self, model, monkeypatch, torch):

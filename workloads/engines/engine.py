@@ -47,8 +47,8 @@ def gpu_step(provider: str, package: str) -> str:
     if provider.lower().removesuffix("executionprovider") not in ("cuda", "tensorrt"):
         return ""
     if platform.machine() == "aarch64":
-        return f"; on a Jetson install NVIDIA's {package} wheel for this board's JetPack"
-    return f"; pip install a {package} for this machine's CUDA"
+        return f"; on a Jetson, install in its place NVIDIA's {package} wheel for this board's JetPack"
+    return f"; install in its place {package} for this machine's CUDA"
 
 
 def one_line(error: BaseException) -> str:
