@@ -124,20 +124,29 @@ def _row_mean(values: Floats) -> Floats:
     return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
 
-def _cost(trace: Trace, found: Findings) -> None:
-    """Processor time of the sampler with the programs it starts, and of a service that reads the sensor for it."""
-    own, service = _number(trace.facts, "cpu_s_per_s"), _number(trace.facts.get("notes"), "service_cpu_s_per_s")
-    if own is None:
-        return
-    method = "processor time of the sampler by the time it ran"
-    if service is not None:
-        method = f"processor time of the sampler ({own:.2g}) and of the service it asks ({service:.2g}), by the time"
-    found.measured("sampler_cpu_s_per_s", own + (service or 0.0), None, "1", WHOLE_RUN, 1, method, trace.meter)
+def sampling_cost(trace: Trace) -> tuple[float, float | None] | None:
+    """CPU seconds a second that a meter cost where it was sampled: all of it, and what a service that reads for it had.
+
+    The first holds the sampler, the programs it starts and that service; None where it was not told.
+    """
+    notes = trace.facts.get("notes")
+    own = _number(trace.facts.get("cpu_s_per_s"))
+    service = _number(notes.get("service_cpu_s_per_s")) if isinstance(notes, Mapping) else None
+    return None if own is None else (own + (service or 0.0), service)
 
 
-def _number(facts: object, name: str) -> float | None:
-    value = facts.get(name) if isinstance(facts, Mapping) else None
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _cost(trace: Trace, found: Findings) -> None:
+    cost = sampling_cost(trace)
+    if cost is None:
+        return
+    every, service = cost
+    share = "" if service is None else f", {service:.2g} of it the service's that reads for it"
+    method = f"processor time of the sampler by the time it ran{share}"
+    found.measured("sampler_cpu_s_per_s", every, None, "1", WHOLE_RUN, 1, method, trace.meter)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

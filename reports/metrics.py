@@ -41,7 +41,7 @@ _WORDS = {
     "frequency_hz": ("Clock frequency", "State of the device"),
     "frequency_min_hz": ("Clock frequency, lowest", "State of the device"),
     "utilisation": ("Utilisation", "State of the device"),
-    "sampler_cpu_s_per_s": ("Processor time of the sampler", "State of the device"),
+    "sampler_cpu_s_per_s": ("Sampling cost (CPU seconds per second)", "State of the device"),
     "peak_memory_bytes": ("Peak memory", "Size"),
     "model_bytes": ("Model on disk", "Size"),
 }

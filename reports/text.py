@@ -56,7 +56,7 @@ def summary(run: Run) -> str:
     return "\n".join(lines)
 
 
-_DETAILS = ("duration_s", "sampler_cpu_s_per_s", "update_period_s", "energy_j", "energy_net_j", "first_latency_s")
+_DETAILS = ("duration_s", "update_period_s", "energy_j", "energy_net_j", "first_latency_s")
 _SPLIT = (*conclusions.LATENCY, conclusions.ENERGY)  # shown for each phase of an item
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from edgewatt.harness.analysis_health import sampling_cost
+from edgewatt.harness.analysis_meter import restarted
 from edgewatt.harness.api import Run, RunError, Trace
 from edgewatt.reports import breakdown, conclusions, latency, metrics
 from edgewatt.reports.breakdown import Bar
@@ -31,7 +33,7 @@ class MeterRow:
     gap_p99: str
     gap_max: str
     gap_limit: str
-    cost: str
+    cost: tuple[str, ...]  # in all, and what of it a service had
     clock: str
     troubles: str
 
@@ -179,7 +181,6 @@ def _meter(t: Trace) -> MeterRow:
         value = t.facts.get(key)
         return format_quantity(float(value), None, unit) if isinstance(value, (int, float)) else "unknown"
 
-    cost = t.facts.get("cpu_s_per_s")
     return MeterRow(
         meter=t.meter,
         channels=", ".join(f"{c.name} ({c.covers})" if c.covers else c.name for c in t.channels),
@@ -189,10 +190,18 @@ def _meter(t: Trace) -> MeterRow:
         gap_p99=written("gap_p99_s", "s"),
         gap_max=written("gap_max_s", "s"),
         gap_limit=written("gap_limit_s", "s"),
-        cost=f"{100 * cost:.2g} % of a core" if isinstance(cost, (int, float)) else "unknown",
+        cost=_cost(t),
         clock=t.clock,
         troubles="; ".join(_troubles(t)),
     )
+
+
+def _cost(t: Trace) -> tuple[str, ...]:
+    cost = sampling_cost(t)
+    if cost is None:
+        return ("unknown",)
+    every, service = cost
+    return (f"{every:.2g} CPU s/s", *(() if service is None else (f"service: {service:.2g}",)))
 
 
 def _troubles(t: Trace) -> Iterator[str]:
@@ -202,6 +211,8 @@ def _troubles(t: Trace) -> Iterator[str]:
         yield f"{name}: {count} errors, the last: {text}"
     if t.facts.get("ended"):
         yield f"sampling ended early: {t.facts['ended']}"
+    if again := restarted(t):
+        yield again
     worst, limit = t.facts.get("gap_max_s"), t.facts.get("gap_limit_s")
     if isinstance(worst, (int, float)) and isinstance(limit, (int, float)) and worst > limit:
         yield "its largest gap is over the limit"

@@ -307,7 +307,7 @@ def test_cost_of_a_service_is_part_of_the_cost_of_sampling() -> None:
     found, _, _ = analyse(made.run(phases, [made.gauged(phases, meter="jtop", cpu_s_per_s=0.02, notes=notes)]))
     cost = made.one(found, "sampler_cpu_s_per_s", "run")
     assert cost.value == pytest.approx(0.07)
-    assert "the service it asks (0.05)" in cost.method
+    assert cost.method.endswith("0.05 of it the service's that reads for it")
     unseen = made.gauged(phases, meter="jtop", cpu_s_per_s=0.02, notes={"service_cpu_s_per_s": None})
     assert made.one(analyse(made.run(phases, [unseen]))[0], "sampler_cpu_s_per_s", "run").value == 0.02
 

@@ -1,6 +1,6 @@
-from edgewatt.harness.api import Flag, RunError
+from edgewatt.harness.api import Flag, Measurement, RunError
 from edgewatt.reports import text
-from support.hand_runs import bare_run, hand_run
+from support.hand_runs import MEASURED, bare_run, hand_run
 
 
 def line_of(summary, start):
@@ -16,6 +16,15 @@ def test_summary_has_value_uncertainty_unit_and_n():
     assert "50.12 ± 0.20 FPS" in line_of(found, "Throughput")
     assert "0.2345" in line_of(found, "AP ")
     assert "1.000 ± 0.020 W" in line_of(found, "Idle power")
+
+
+def test_cost_of_sampling_is_told_by_meter():
+    costs = [
+        Measurement("sampler_cpu_s_per_s", c, None, "1", "run", 1, "", m) for m, c in (("jtop", 0.07), ("h", 0.01))
+    ]
+    found = [line.split() for line in text.summary(hand_run(measured=[*MEASURED, *costs])).splitlines()]
+    told = [line for line in found if line[:2] == ["Sampling", "cost"]]
+    assert [(line[6], line[-1]) for line in told] == [("0.01000", "h"), ("0.07000", "jtop")]
 
 
 def test_voided_figure_is_bracketed_and_says_what_voids_it():

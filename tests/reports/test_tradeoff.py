@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from edgewatt.harness.api import Flag, RunError, UsageError
+from edgewatt.harness.api import Flag, Measurement, RunError, UsageError
 from edgewatt.reports import tradeoff
 from support.example_run import example_run
 from support.hand_runs import MEASURED, bare_run, hand_run
@@ -122,6 +122,18 @@ def test_provenance_is_on_the_page(tmp_path):
     for said in (run.id, "CPUExecutionProvider", "Example CPU @ 2.40GHz", "git.commit e5fef70", "caches.L2 1048576",
                  f"model.onnx {1:064x}", "100 Hz 99.90 Hz", "attempt 2", "window_s 10"):  # fmt: skip
         assert said in text, said
+
+
+def test_cost_of_sampling_is_on_the_page(tmp_path):
+    run = hand_run()
+    cost = Measurement("sampler_cpu_s_per_s", 0.071, None, "1", "run", 1, "by hand", "jtop")
+    notes = {"service_cpu_s_per_s": 0.05, "restarts": 1, "why": ["no sample for 3.0 s"]}
+    jtop = dataclasses.replace(run.traces[0], meter="jtop", facts={"cpu_s_per_s": 0.021, "notes": notes})
+    run = dataclasses.replace(run, measurements=(*run.measurements, cost), traces=(jtop,))
+    text = shown(run, tmp_path).text
+    assert "Sampling cost (CPU seconds per second) run 0.071" in text
+    assert "0.071 CPU s/s service: 0.05" in text
+    assert "what gives its readings was started again 1 time(s) (no sample for 3.0 s)" in text
 
 
 def test_what_was_left_out_is_said(tmp_path):
