@@ -55,6 +55,12 @@ class RefusedError(Exception):
     is_refusal = True
 
 
+class NotPutBackError(Exception):
+    """What was held could not be put back; the message says why."""
+
+    is_foreseen = True
+
+
 class AskedToEndError(Exception):
     """Raised where work is cut short because the agent was asked to end."""
 
@@ -424,11 +430,17 @@ class Stream:
     form = "float64"
 
     def __init__(self, name: Any, params: Any) -> None:
-        with refusals():
-            self._stream = imported(name, "stream")(params)
+        make = imported(name, "stream")
+        try:
+            with refusals():
+                self._stream = make(params)
+        except RefusedError:
+            raise
+        except Exception as error:  # a program that is not there, a service that does not answer
+            raise RefusedError(one_line(error)) from error
         self.columns = [str(c) for c in self._stream.columns]
         self.batch: Callable[[], array.array[Any]] = partial(array.array, "d")
-        self.failure: Exception | None = None  # what ended it
+        self.failure: BaseException | None = None  # what ended it
         self._failures = [0] * len(self.columns)
 
     def read(self) -> tuple[int, int, list[float]] | None:
@@ -441,7 +453,7 @@ class Stream:
             row = [math.nan if v is None or not math.isfinite(v) else float(v) for v in values]
             if len(row) != len(self.columns):
                 raise ValueError(f"{len(row)} values for {len(self.columns)} columns")
-        except Exception as error:  # whatever a program's end looks like, what it said before counts
+        except (Exception, SystemExit) as error:  # whatever its end looks like, what it said before counts
             self.failure = error
             return None
         for k, v in enumerate(row):
@@ -456,7 +468,7 @@ class Stream:
         """Ends it; one that cannot be ended has failed."""
         try:
             self._stream.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failure = self.failure or error
 
     @property
@@ -712,7 +724,7 @@ def hold(agent: Agent, job: dict[str, Any]) -> None:
             is_leaving = True
     except Exception as error:
         if is_leaving:
-            raise RuntimeError(f"not put back: {one_line(error)}") from error
+            raise NotPutBackError(f"not put back: {one_line(error)}") from error
         raise
     agent.emit("released", value=value.get("after") if isinstance(value, dict) else None)
 
@@ -770,6 +782,7 @@ def main(arguments: Sequence[str]) -> int:
         job = job_of(path)
         if job.get("spool", True):
             agent.open_spool()
+        agent.watch(None if job.get("heartbeat_s") is None else number(job, "heartbeat_s", None, 0.1))
     except RefusedError as error:
         refusal = error
     more = {"facts": facts()} if verb == "hello" else {}
@@ -789,8 +802,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if refusal:
             raise refusal
-        agent.watch(None if job.get("heartbeat_s") is None else number(job, "heartbeat_s", None, 0.1))
-        VERBS[verb](agent, job)
+        if not agent.look():  # telling of itself may have taken until then
+            VERBS[verb](agent, job)
     except AskedToEndError:
         pass
     except RefusedError as error:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,17 @@ def fault(kind: str | None, seconds: float = 0.0) -> None:
         time.sleep(seconds)
     if kind == "kill":
         os.kill(os.getpid(), 9)
+    if kind == "ask":  # a program that wants an answer; none is an answer too
+        subprocess.run([sys.executable, "-c", "import sys; sys.exit(len(sys.stdin.read()))"], check=True)
+    if kind == "chatter":  # more than any pipe holds
+        sys.stderr.write("what went wrong " * 1000000)
 
 
 def echo(params: dict[str, Any]) -> Any:
     """The params, and where it ran; or what goes wrong."""
     if "pid" in params:
         Path(params["pid"]).write_text(str(os.getpid()))
+    start_child(params)
     print("what a function prints is no event")
     fault(params.get("fault"), params.get("seconds", 0.0))
     return params.get("answer", {"params": params, "pid": os.getpid()})
@@ -95,3 +100,66 @@ class Readings:
 
 def stream(params: dict[str, Any]) -> Readings:
     return Readings(params)
+
+
+class Burning:
+    """A stream of one reading, told by a program that uses half a second of processor time."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.columns, self._told = ["one"], False
+        self.notes: dict[str, Any] = {}
+        work = "import time\nwhile time.process_time() < 0.5: pass"
+        self._program = subprocess.Popen([sys.executable, "-c", work])
+
+    def read(self, timeout_s: float) -> tuple[int, int, list[float | None]] | None:
+        if self._told:
+            time.sleep(timeout_s)
+            return None
+        self._told = True
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME), 0, [1.0]
+
+    def close(self) -> None:
+        self._program.wait()
+
+
+def burning(params: dict[str, Any]) -> Burning:
+    return Burning(params)
+
+
+def stuck(params: dict[str, Any]) -> tuple[list[str], Callable[[], list[float]]]:
+    """A source whose reading takes a minute."""
+    start_child(params)
+
+    def read() -> list[float]:
+        time.sleep(60)
+        return [1.0]
+
+    return ["one"], read
+
+
+def start_child(params: dict[str, Any]) -> None:
+    """A program that ignores being asked to end; its number is in the file `child`."""
+    if "child" in params:
+        work = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+        Path(params["child"]).write_text(str(subprocess.Popen([sys.executable, "-c", work]).pid))
+
+
+class Late(Readings):
+    """A stream whose first three readings tell nothing."""
+
+    def read(self, timeout_s: float) -> tuple[int, int, list[float | None]] | None:
+        reading = super().read(timeout_s)
+        if reading is not None and self._n <= 3:
+            return reading[0], reading[1], [None, None]
+        return reading
+
+
+def late(params: dict[str, Any]) -> Late:
+    return Late(params)
+
+
+class Chatterer:
+    """A runner that never gets beyond what it has to say."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        fault(params["fault"])
