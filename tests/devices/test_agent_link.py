@@ -346,6 +346,7 @@ def test_what_could_not_even_be_greeted_is_not_begun(runner: Plain, tmp_path: Pa
 @pytest.mark.parametrize("verb", ["call", "run"])
 def test_work_that_is_stuck_in_a_full_stderr_is_cut_off(runner: Plain, tmp_path: Path, verb: str) -> None:
     runner.environment["EDGEWATT_GROUP"] = ""
+    runner.environment.pop("PYTHONUNBUFFERED", None)  # what is stuck then keeps others from flushing
     job = long_work(tmp_path, verb) | {"runner": f"{FAKES}:Chatterer", "params": {"fault": "chatter"}}
     with linked(runner, verb, job, wrap=("sh", "-c", '"$@"; exit 7', "sh")) as link:  # which it may not end
         link.next("hello")
