@@ -25,14 +25,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 from edgewatt.devices.agent.agent import now_ns
-from edgewatt.devices.transport import LocalAgent, Transport
+from edgewatt.devices.transport import LONGEST_STDERR, LocalAgent, Transport
 from edgewatt.harness import clocks
 from edgewatt.harness.api import ClockOffset, Exit, Facts, HarnessError, TransientError, UsageError
 
@@ -41,7 +41,7 @@ BEAT_S = 0.5
 CONNECT_S = 10
 AGAIN_S = (0.5, 1.0, 2.0)  # waits between tries to connect
 FAREWELL_S = 5  # to connect, where only a folder is to be removed
-FETCH_S = 12.0  # how long the board is tried after a lost link; an agent there ends within 5 s
+FETCH_S = 10.0  # how long the board is tried after a lost link; an agent there ends within 5 s
 PINGS = 30
 _OPTIONS = {
     "BatchMode": "yes",  # nobody is there to type a password
@@ -52,26 +52,37 @@ _OPTIONS = {
     "ForwardAgent": "no",
     "ForwardX11": "no",
     "ClearAllForwardings": "yes",
+    "RemoteCommand": "none",  # such as the tmux that a user wants to find at every login
     "PermitLocalCommand": "no",
     "LogLevel": "ERROR",
 }
 _PACKAGES = ("edgewatt.harness", "edgewatt.devices", "edgewatt.workloads")
-_BEGAN = re.compile(rb"edgewatt-began (\d+) (\d*)\n")
+_FULL = b"edgewatt-full\n"
+_BEGAN = re.compile(rb"edgewatt-began (\d+) (\d*) (\S*)\n")  # process group, OOM kills so far, boot
 _ENDED = re.compile(rb"edgewatt-ended (\d+) (\d*)\n")
 _OOM = "$(sed -n 's/^oom_kill //p' /proc/vmstat 2>/dev/null)"
+_BOOT = "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"  # another one after every restart
 
 # $1 folder, $2 bytes of the job, $3 job, $4 python, $5 verb, $6 our code. A shell stays above the agent: ssh itself
 # tells neither which signal ended a program nor that the link was lost, so the shell says how it ended. Then it ends
 # what the agent started, which would keep the link busy, and itself.
 _START = f"""
-mkdir -p "$1" && head -c "$2" >"$3" || exit 97
+mkdir -p "$1" && head -c "$2" >"$3" || {{ echo edgewatt-full >&2; exit 1; }}
 export EDGEWATT_GROUP=1 PYTHONPATH="$6${{PYTHONPATH:+:$PYTHONPATH}}"
-echo "edgewatt-began $(cut -d' ' -f5 /proc/$$/stat) {_OOM}" >&2
+echo "edgewatt-began $(cut -d' ' -f5 /proc/$$/stat) {_OOM} {_BOOT}" >&2
 "$4" "$6/edgewatt/devices/agent/agent.py" "$5" "$3"
 echo "edgewatt-ended $? {_OOM}" >&2
 kill -KILL 0
 """
 _RUN = 'cd; "$@"; echo "edgewatt-ended $? " >&2'
+# Whether the agent of group $1, whose spool is $2, still runs (3) or has ended (0). Not every shell's kill knows `--`;
+# a zombie keeps its group, so the agent's last word counts as well.
+_IS_RUNNING = f"""
+echo "{_BOOT}"
+kill -0 "-$1" 2>/dev/null || exit 0
+tail -n 1 "$2" | grep -q '^{{"event":"e[nr]' && exit 0
+exit 3
+"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class Ssh(Transport):
         self._folders: list[str] = []
         self._socket: str | None = None
         self._connecting = threading.RLock()
-        self._home = self._boot = self._jobs = ""
+        self._home = self._jobs = ""
         self._numbers = itertools.count()
 
     # -- what every transport does
@@ -123,13 +134,14 @@ class Ssh(Transport):
         """The file or folder on the board, below ~/.cache/edgewatt, pushed if content like it is not there yet."""
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-        folder = f"{self._connected()}/.cache/edgewatt/files-{_digest(path)}"
+        with _readable(path):
+            digest = _digest(path)
+        folder = f"{self._connected()}/.cache/edgewatt/files-{digest}"
         target = f"{folder}/{path.name}"
         if self._run(["test", "-e", target]).status != 0:
             with tempfile.TemporaryFile() as packed:
-                with tarfile.open(fileobj=packed, mode="w", dereference=True) as archive:
+                with _readable(path), tarfile.open(fileobj=packed, mode="w", dereference=True) as archive:
                     archive.add(path, path.name)
-                packed.seek(0)
                 self._unpack(packed, folder)
         return target
 
@@ -191,29 +203,20 @@ class Ssh(Transport):
         shutil.rmtree(Path(self._socket).parent, ignore_errors=True)
         self._started, self._folders, self._socket, self._jobs, self._home = [], [], None, "", ""
 
-    def boot(self) -> str:
-        """What changes when the board restarts. TransientError if it cannot be asked."""
-        return self._run(["cat", "/proc/sys/kernel/random/boot_id"], timeout_s=10).stdout.decode().strip()
-
-    @property
-    def has_restarted(self) -> bool:
-        """Whether the board was started anew since we connected."""
-        return self.boot() != self._boot
-
     # -- the connection
 
     def _connected(self) -> str:
         """The user's home on the board, once there is a connection."""
         with self._connecting:
             if not self._home:
-                script = 'echo "edgewatt-home $(pwd)"; cat /proc/sys/kernel/random/boot_id'
-                said = self._run(["sh", "-c", script], timeout_s=60).stdout.decode(errors="replace")
+                done = self._run(["sh", "-c", 'echo "edgewatt-home $(pwd)"'], timeout_s=60)
+                said = done.stdout.decode(errors="replace")
                 if not said.startswith("edgewatt-home /"):  # it would stand between events and in every file
                     raise UsageError(
                         f"{self.name}: its shell's start-up files print {said.splitlines()[:1]} where nobody reads it; "
                         "in ~/.bashrc there, print only if [ -t 1 ]"
                     )
-                self._home, _, self._boot = said.removeprefix("edgewatt-home ").strip().partition("\n")
+                self._home = said.removeprefix("edgewatt-home ").removesuffix("\n")
         return self._home
 
     def _code(self) -> str:
@@ -234,8 +237,9 @@ class Ssh(Transport):
     def _unpack(self, packed: IO[bytes], folder: str) -> None:
         """An archive unpacked into a new folder, whole or not at all."""
         script = (
-            'umask 077; mkdir -p "${1%/*}" && new=$(mktemp -d "$1.XXXXXX") && tar -C "$new" -xf - '
-            '&& { mv -T "$new" "$1" 2>/dev/null || { rm -rf "$new"; test -d "$1"; }; }'
+            'umask 077; mkdir -p "${1%/*}" && new=$(mktemp -d "$1.XXXXXX") || exit; '
+            'tar -C "$new" -xf - || { rm -rf "$new"; exit 1; }; '
+            'mv -T "$new" "$1" 2>/dev/null || { rm -rf "$new"; test -d "$1"; }'
         )
         done = self._run(["sh", "-c", script, "sh", folder], stdin=packed, timeout_s=3600)
         if done.status != 0:
@@ -243,7 +247,9 @@ class Ssh(Transport):
 
     def _ssh(self, connect_s: int = CONNECT_S) -> list[str]:
         if self._socket is None:
-            self._socket = f"{tempfile.mkdtemp(prefix='ew-')}/s"
+            # A socket's path has room for some 100 bytes, and ssh reads blanks and % in it its own way.
+            is_plain = re.fullmatch(r"[\w/.-]{1,60}", tempfile.gettempdir(), re.ASCII)
+            self._socket = f"{tempfile.mkdtemp(prefix='ew-', dir=None if is_plain else '/tmp')}/s"
         options = {**_OPTIONS, "ConnectTimeout": str(connect_s), "ControlPath": self._socket}
         given = ["-F", str(self._config)] if self._config else []
         return ["ssh", "-T", *given, *(w for k, v in options.items() for w in ("-o", f"{k}={v}"))]
@@ -274,45 +280,61 @@ class Ssh(Transport):
         self, words: Sequence[str], stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None,
         timeout_s: float = 10.0, connect_s: int = CONNECT_S,
     ) -> Done:  # fmt: skip
-        if stdin is not None:
-            stdin.seek(0)
+        for file in filter(None, (stdin, stdout)):
+            file.seek(0)
+        if stdout is not None:
+            stdout.truncate()  # of what came in a try before this one
         given: dict[str, Any] = {"input": stdin.read()} if isinstance(stdin, io.BytesIO) else {}
         if not given:
             given = {"stdin": stdin or subprocess.DEVNULL}
-        try:
-            done = subprocess.run(
-                self._command(["sh", "-c", _RUN, "sh", *words], connect_s),
-                stdout=stdout or subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                timeout=timeout_s + connect_s,
-                check=False,
-                **given,
-            )
-        except FileNotFoundError:
-            raise UsageError("no ssh on this machine; install OpenSSH's client") from None
-        except subprocess.TimeoutExpired:
-            raise TransientError(f"{self.name}: {words[0]} did not end within {timeout_s:g} s") from None
-        ended = _ENDED.search(done.stderr)
+        # The connection, which stays behind, has kept stderr open in older clients: no pipe, or we wait for its end.
+        with tempfile.TemporaryFile() as errors:
+            try:
+                done = subprocess.run(
+                    self._command(["sh", "-c", _RUN, "sh", *words], connect_s),
+                    stdout=stdout or subprocess.PIPE,
+                    stderr=errors,
+                    timeout=timeout_s + connect_s,
+                    check=False,
+                    env=_environment(),
+                    start_new_session=True,  # without a terminal no jump host can ask for a password
+                    **given,
+                )
+            except FileNotFoundError:
+                raise UsageError("no ssh on this machine; install OpenSSH's client") from None
+            except subprocess.TimeoutExpired:
+                raise TransientError(f"{self.name}: {words[0]} did not end within {timeout_s:g} s") from None
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - LONGEST_STDERR))
+            said = errors.read()
+        ended = _ENDED.search(said)
         if ended is None:
-            raise _failure(self.name, done.stderr.decode(errors="replace"))
-        return Done(int(ended[1]), done.stdout or b"", _ENDED.sub(b"", done.stderr).decode(errors="replace"))
+            raise _failure(self.name, said.decode(errors="replace"))
+        return Done(int(ended[1]), done.stdout or b"", _ENDED.sub(b"", said).decode(errors="replace"))
 
     # -- what an agent needs when its link is lost
 
-    def rest_of(self, spool: str, group: int | None, already: int) -> bytes:
-        """What an agent wrote into its spool beyond the bytes we have, once it has ended; TransientError without reach.
+    def rest_of(self, spool: str, group: int, boot: str, already: int) -> bytes | None:
+        """What an agent wrote into its spool beyond the bytes we have, once it has ended; None: the board restarted.
 
-        It ends by itself when it no longer hears us; what does not is ended.
+        It ends by itself when it no longer hears us; what does not is ended. HarnessError if the board is out of reach.
         """
         deadline = time.monotonic() + FETCH_S
-        # Not every shell's kill knows `--`. A zombie keeps its group, so the agent's last word counts as well.
-        script = 'kill -0 "-$1" 2>/dev/null || exit 0; tail -n 1 "$2" | grep -q \'^{"event":"e[nr]\' && exit 0; exit 3'
-        while group and self._run_once(["sh", "-c", script, "sh", str(group), spool]).status == 3:
-            if time.monotonic() > deadline:
-                self.kill(group)
-                break
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                done = self._run_once(
+                    ["sh", "-c", _IS_RUNNING, "sh", str(group), spool], connect_s=max(1, min(CONNECT_S, round(left_s)))
+                )
+                if done.stdout.decode(errors="replace").strip() != boot:
+                    return None
+                if done.status == 3 and left_s < 0:
+                    self.kill(group)
+                if done.status != 3 or left_s < 0:
+                    return self._run_once(["tail", "-c", f"+{already + 1}", spool], timeout_s=60).stdout
+            except TransientError:
+                if left_s < 0:
+                    raise
             time.sleep(0.25)
-        return self._run_once(["tail", "-c", f"+{already + 1}", spool], timeout_s=60).stdout
 
     def kill(self, group: int) -> None:
         """Ends a process group on the board; nothing if it has gone, or the board."""
@@ -326,8 +348,9 @@ class SshAgent(LocalAgent):
 
     def __init__(self, ssh: Ssh, command: list[str], job: bytes, spool: str, has_heart: bool) -> None:
         self._ssh, self._spool, self._bytes = ssh, spool, 0
-        self._has_heart = has_heart
-        super().__init__(command, os.environ, subprocess.PIPE)
+        self._has_heart, self._is_killed = has_heart, False
+        self._began: re.Match[bytes] | None = None
+        super().__init__(command, _environment(), subprocess.PIPE)
         self.write(job)
         if has_heart:
             threading.Thread(target=self._beat, name=f"heart of {self.pid}", daemon=True).start()
@@ -350,8 +373,9 @@ class SshAgent(LocalAgent):
             self._close_stdin()
 
     def _end_by_force(self, has_ended: bool) -> None:
-        if not has_ended and self._group:
-            self._ssh.kill(self._group)
+        if not has_ended and self._began:
+            self._is_killed = True
+            self._ssh.kill(int(self._began[1]))
         self._close_stdin()
 
     def _close_stdin(self) -> None:
@@ -359,35 +383,41 @@ class SshAgent(LocalAgent):
         with suppress(OSError):
             self._process.stdin.close()
 
-    @property
-    def _group(self) -> int | None:
-        began = _BEGAN.search(self._stderr)
-        return int(began[1]) if began else None
-
     def _heard(self, data: bytes) -> None:
         self._bytes += len(data)
         super()._heard(data)
+
+    def _complained(self, data: bytes) -> None:
+        if self._began is None:  # looked for before talk pushes it out of what is kept
+            self._began = _BEGAN.search(bytes(self._stderr) + data)
+        super()._complained(data)
 
     def _after_last(self) -> None:
         """Without the word of the shell above it, the link was lost: the rest is fetched from the agent's spool."""
         if _ENDED.search(self._stderr):
             return
-        said = self._stderr.decode(errors="replace")
-        if self._group is None:
-            self._events.put(_failure(self._ssh.name, said))
+        name, said = self._ssh.name, self._stderr.decode(errors="replace")
+        if self._began is None:
+            is_full = _FULL in self._stderr
+            why = " ".join(said.replace(_FULL.decode(), "").split())[:300]
+            full = HarnessError(f"{name}: the job cannot be written there ({why}); make room, or set TMPDIR there")
+            self._events.put(full if is_full else _failure(name, said))
             return
-        lost = f"the link to {self._ssh.name} was lost"
+        lost = f"the link to {name} was lost"
         try:
-            if self._ssh.has_restarted:
-                lost = f"{self._ssh.name} restarted"
+            rest = self._ssh.rest_of(self._spool, int(self._began[1]), self._began[3].decode(), self._bytes)
+            if rest is None:
+                lost = f"{name} restarted"
             else:
-                super()._heard(self._ssh.rest_of(self._spool, self._group, self._bytes))
+                super()._heard(rest)
+                if self._is_killed:
+                    return
         except HarnessError as error:
             lost += f", and it cannot be reached again ({error})"
         self._events.put(TransientError(f"{lost}; the agent there ends by itself, nothing keeps running"))
 
     def _exit_of(self, status: int, by_itself: bool) -> Exit:
-        began, ended = _BEGAN.search(self._stderr), _ENDED.search(self._stderr)
+        began, ended = self._began, _ENDED.search(self._stderr)
         stderr = _ENDED.sub(b"", _BEGAN.sub(b"", bytes(self._stderr))).decode(errors="replace")
         if ended is None:
             return Exit(None, None if by_itself else "SIGKILL", stderr or f"the link to {self._ssh.name} was lost")
@@ -442,16 +472,38 @@ def _failure(name: str, stderr: str) -> HarnessError:
     return TransientError(f"{name}: the link was lost (ssh says: {said[-160:]})")
 
 
+def _environment() -> dict[str, str]:
+    """Ours, without a window that asks for a password."""
+    return {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """UsageError for what cannot be read inside."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
 def _digest(path: Path) -> str:
-    """A hash over names and contents of a file, or of all files of a folder."""
+    """A hash over names and contents of a file, or of all that a folder holds."""
     total = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        with file.open("rb") as content:
-            inner = hashlib.file_digest(content, "sha256") if hasattr(hashlib, "file_digest") else _hashed(content)
+    for file in [path] if path.is_file() else [path, *_held(path)]:
         name = file.relative_to(path.parent).as_posix().encode("utf-8", "surrogateescape")
-        total.update(len(name).to_bytes(8, "big") + name + inner.digest())
+        total.update(len(name).to_bytes(8, "big") + name)
+        if file.is_file() or not file.exists():  # a pipe would wait for its writer
+            with file.open("rb") as content:
+                inner = hashlib.file_digest(content, "sha256") if hasattr(hashlib, "file_digest") else _hashed(content)
+            total.update(inner.digest())
     return total.hexdigest()[:32]
+
+
+def _held(folder: Path) -> Iterator[Path]:
+    """All below a folder, always in the same order; links are followed, as in the archive."""
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        yield from (Path(where, name) for name in sorted([*folders, *files]))
 
 
 def _hashed(content: IO[bytes]) -> Any:

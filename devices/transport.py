@@ -125,8 +125,10 @@ def _answer(process: AgentProcess, event: str, function: str, timeout_s: float) 
     except TimeoutError as error:
         raise HarnessError(f"{function}: no answer within {timeout_s:g} s") from error
     ended = process.stop()
-    why = ended.stderr.strip().splitlines()[-1:] or [ended.signal or f"status {ended.status}"]
-    raise HarnessError(f"{function}: the agent ended without an answer: {why[0]}")
+    why = (ended.stderr.strip().splitlines()[-1:] or [ended.signal or f"status {ended.status}"])[0]
+    if why.startswith("SyntaxError"):
+        why += '; the agent needs Python 3.8 or newer: name one in the device file (python = "/path/to/python3")'
+    raise HarnessError(f"{function}: the agent ended without an answer: {why}")
 
 
 class Subprocess(Transport):
@@ -332,8 +334,7 @@ class LocalAgent(AgentProcess):
                     elif fd == out.fileno():
                         self._heard(data)
                     else:
-                        self._stderr += data
-                        del self._stderr[:-LONGEST_STDERR]
+                        self._complained(data)
                 # A child of its may outlive it and keep the pipes open: what is in them by now is all it said.
                 if timeout_s == 0 and not ready:
                     break
@@ -346,6 +347,11 @@ class LocalAgent(AgentProcess):
         """Events whose lines `data` completes are handed on."""
         for event in self._lines.events(data):
             self._events.put(event)
+
+    def _complained(self, data: bytes) -> None:
+        """The end of what is said on stderr is kept."""
+        self._stderr += data
+        del self._stderr[:-LONGEST_STDERR]
 
     def _after_last(self) -> None:
         """Called, in the reading thread, when the pipes are empty and before listeners hear of the end."""

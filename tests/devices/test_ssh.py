@@ -1,7 +1,9 @@
 """Boards over ssh, with a real server on the loopback: what is asked arrives, and what breaks is told and put back."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -245,6 +247,57 @@ def test_link_out_of_the_folder_is_not_followed_home(board: Ssh, tmp_path: Path)
     assert [p.name for p in got.iterdir()] == ["kept"]
 
 
+def test_file_whose_link_is_cut_on_the_way_comes_whole(tmp_path: Path) -> None:
+    """What came before the cut is not kept in front of what comes afterwards."""
+    tools, begun = tmp_path / "tools", tmp_path / "begun"
+    tools.mkdir()
+    (tools / "tar").write_text(
+        f'#!/bin/sh\n[ -e {begun} ] && exec /bin/tar "$@"\nhead -c 20000 /dev/zero; touch {begun}; exec sleep 20\n'
+    )
+    (tools / "tar").chmod(0o755)
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    (tmp_path / "results").write_text("0 0\n1 1\n")
+    (tmp_path / "into").mkdir()
+    with Sshd(tmp_path / "s", environment=environment) as other, Ssh(other.address, sys.executable, other.config) as b:
+
+        def cut() -> None:
+            while not begun.exists():
+                time.sleep(0.02)
+            other.cut()
+
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        got = b.get(str(tmp_path / "results"), tmp_path / "into")
+        cutter.join()
+    assert got.read_text() == "0 0\n1 1\n"
+
+
+def test_what_cannot_be_read_here_is_told_in_one_line(board: Ssh, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="model/weights: cannot be read") as raised:
+        board.put(tmp_path / "model")
+    assert "\n" not in str(raised.value)
+
+
+def test_content_behind_a_link_is_pushed_when_it_changes(board: Ssh, tmp_path: Path) -> None:
+    for name in ("model", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / "data").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "x").write_text("1")
+    first = board.put(tmp_path / "model")
+    (tmp_path / "elsewhere" / "x").write_text("2")
+    second = board.put(tmp_path / "model")
+    assert [Path(p, "data", "x").read_text() for p in (first, second)] == ["1", "2"]
+
+
+def test_archive_that_breaks_leaves_nothing_behind(board: Ssh) -> None:
+    folder = Path(board.scratch()) / "files-0"
+    with pytest.raises(HarnessError, match="cannot write"):
+        board._unpack(io.BytesIO(b"no archive" * 2000), str(folder))
+    assert not list(folder.parent.iterdir())
+
+
 def test_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / ".cache").write_text("no folder")
     environment = {"HOME": str(tmp_path)}
@@ -263,6 +316,22 @@ def test_board_behind_a_jump_host_is_reached(server: Sshd) -> None:
     jump = server.client("jump").read_text().replace(f"Host {BOARD}", "Host jump-host")
     config.write_text(config.read_text() + jump)
     with Ssh(server.address, sys.executable, config) as board:
+        assert board.call(ECHO, {"answer": 5}) == 5
+
+
+def test_command_of_the_configuration_stays_out_of_the_way(server: Sshd) -> None:
+    config = server.client("with-command", RemoteCommand="tmux attach", RequestTTY="force")
+    with Ssh(server.address, sys.executable, config) as board:
+        assert board.call(ECHO, {"answer": 5}) == 5
+
+
+@pytest.mark.parametrize("name", ["a b", "100%h", "l" * 100])
+def test_folder_for_temporary_files_may_have_any_name(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    with Ssh(server.address, sys.executable, server.config) as board:
         assert board.call(ECHO, {"answer": 5}) == 5
 
 
@@ -392,6 +461,13 @@ def test_python_that_is_not_there_is_named(server: Sshd) -> None:
         assert not rest(end)[0] and end.stop().status == 127
 
 
+def test_python_that_is_too_old_is_told(server: Sshd) -> None:
+    with Ssh(server.address, str(old_python(6)), server.config) as board:
+        with pytest.raises(HarnessError, match=r"the agent needs Python 3\.8 or newer") as raised:
+            board.call(ECHO)
+        assert "\n" not in str(raised.value)
+
+
 def test_old_python_of_the_board_samples_and_answers(server: Sshd) -> None:
     with Ssh(server.address, str(old_python(8)), server.config) as board:
         process = board.start("sample", counting())
@@ -438,6 +514,21 @@ def test_agent_that_does_not_end_is_ended_with_its_children(board: Ssh, tmp_path
     assert (end.status, end.signal) == (None, "SIGKILL")
     wait_gone(pid, 1)
     wait_gone(child, 1)
+
+
+def test_agent_that_was_ended_by_force_is_no_lost_link(board: Ssh) -> None:
+    process = board.start("run", run_job(board.scratch(), fault="hang", fault_at=1))
+    heard(process, lambda e: e["event"] == "alive")
+    assert process.stop(grace_s=0.5).signal == "SIGKILL"
+    assert rest(process)[1] is None
+
+
+def test_job_that_finds_no_room_is_told(board: Ssh) -> None:
+    board.scratch()
+    board._jobs = "/dev/null/jobs"
+    said, failure = rest(board.start("hello", {}))
+    assert not said and type(failure) is HarnessError
+    assert "the job cannot be written there" in str(failure) and "\n" not in str(failure)
 
 
 def test_what_the_agent_started_ends_with_it(board: Ssh, tmp_path: Path) -> None:
@@ -495,6 +586,53 @@ def test_cut_link_loses_no_sample_and_leaves_no_agent(board: Ssh, server: Sshd) 
     end = process.stop()
     assert (end.status, end.signal) == (None, None) and "link" in end.stderr
     assert board.call(ECHO, {"answer": 5}) == 5  # and it goes on
+
+
+def test_cut_link_to_an_agent_that_talked_much_is_told_too(board: Ssh, server: Sshd) -> None:
+    """More on stderr than is kept: what tells the agent's process group came first."""
+    readings = {"stream": "support.fake_functions:stream", "params": {"starting": "chatter"}}
+    process = board.start("sample", {"rate_hz": 100, "batch_s": 0.1, **readings})
+    said = heard(process, frames(3))
+    server.cut()
+    more, failure = rest(process)
+    whole(said + more)
+    assert type(failure) is TransientError and f"the link to {BOARD} was lost" in str(failure)
+
+
+def test_agent_that_talked_much_is_ended_by_force(board: Ssh, tmp_path: Path) -> None:
+    readings = {"starting": "chatter", "fault": "wait", "fault_at": 50, "seconds": 60}
+    job = {"rate_hz": 100, "batch_s": 0.1, "stream": "support.fake_functions:stream", "params": readings}
+    process = board.start("sample", job)
+    pid = heard(process, frames(1))[0]["pid"]
+    process.stop(grace_s=0)
+    wait_gone(pid, 1)
+
+
+def test_samples_survive_an_outage_of_seconds(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(TESTS), "HOME": str(tmp_path)}
+    with Sshd(tmp_path / "s", environment=environment) as other, Ssh(other.address, sys.executable, other.config) as b:
+        process = b.start("sample", counting())
+        said = heard(process, frames(3))
+        other.stop()
+        time.sleep(6)
+        other.start()
+        more, failure = rest(process)
+        whole(said + more)
+        assert type(failure) is TransientError
+
+
+def test_restart_of_the_board_is_told(board: Ssh, server: Sshd, tmp_path: Path) -> None:
+    """Another boot's number, as after a restart, in the place that tells it."""
+    process = board.start("sample", counting())
+    heard(process, frames(2))
+    process._began = re.fullmatch(rb"(\d+) (\d*) (\S*)", b"%s  another" % process._began[1])  # type: ignore[index]
+    server.cut()
+    failure = rest(process)[1]
+    assert type(failure) is TransientError and f"{BOARD} restarted" in str(failure)
+    again = board.start("sample", counting())  # and is not told of what was started since
+    heard(again, frames(1))
+    server.cut()
+    assert "was lost" in str(rest(again)[1])
 
 
 def test_link_that_carries_nothing_is_noticed_at_both_ends(board: Ssh, server: Sshd) -> None:
