@@ -204,7 +204,7 @@ def test_another_client_of_jtop_sets_the_pace(tmp_path: Path) -> None:
         (meter,) = [m for m in run["meters"] if m["meter"] == "jtop"]
         notes = meter["facts"]["notes"]
         assert notes["other_client"] and notes["interval_service_s"] == pytest.approx(2.0)
-        assert {"window_too_short", "other_pace"} <= set(flags(run, "jtop"))
+        assert {"window_too_short", "shared_meter"} <= set(flags(run, "jtop"))
         other.kill()
         time.sleep(7)
         check_next(lab)

@@ -24,7 +24,7 @@ TEGRASTATS = "edgewatt.devices.agent.tegrastats:stream"
 JTOP = "edgewatt.devices.agent.jtop:stream"
 
 # A load that repeats in step with the reads is invisible to them. Round intervals meet round loads (0.5 s against
-# 10 Hz), so what is asked for is a little less: times this, none of 1 to 60 Hz repeats within a handful of reads.
+# 10 Hz), so what is asked for is a little less: times this, 5, 10, 20, 25, 30, 50 and 60 Hz are out of step.
 OFF_BEAT = 0.9236
 # Both cut a product of millivolts and milliamperes down to whole milliwatts: up to 1 mW too low, on top of the step.
 TRUNCATED_W = 2e-3
