@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edgewatt.devices.agent import tegrastats
 from edgewatt.devices.agent.tegrastats import Core, Line, Tegrastats, TegrastatsError, parsed, probe
 from edgewatt.devices.transport import AGENT
-from support.agents import Plain, alive, samples
+from support.agents import Plain, alive, old_python, samples
 from support.jetson_lab import PROFILES, Bench
 from support.jetson_lab import profile as board_profile
 
@@ -156,6 +156,51 @@ def test_nonsense_is_refused_or_gives_finite_numbers(pieces: list[str], between:
     numbers += [v or 0 for v in (told.gpu_load, told.emc_clock_hz, told.memory_bytes)]
     assert all(-1e9 < v < 1e15 for v in numbers)
     assert "NC" not in told.rails_mw and "RAM" not in told.rails_mw
+
+
+NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,15}", fullmatch=True).filter(lambda n: n not in ("RAM", "SWAP", "IRAM", "NC"))
+FIGURES = st.integers(0, 99999)
+FIELDS = st.one_of(
+    st.builds(
+        "{} {}/{}{}".format, st.sampled_from(["RAM", "SWAP", "IRAM"]), FIGURES, FIGURES, st.sampled_from(["MB", "kB"])
+    ),
+    st.builds("{} {}".format, NAMES, FIGURES),
+    st.builds("{}@{}C".format, NAMES, FIGURES),
+    st.builds("{} {}%@[{},{}]".format, NAMES, FIGURES, FIGURES, FIGURES),
+    st.sampled_from(["(lfb 9x4MB)", "NVENC off", "MTS fg 0% bg 0%", "CPU [1%@729,off]", "GR3D_FREQ 0%", "FAN 3/10rpm"]),
+)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(NAMES, FIGURES, min_size=1, max_size=6),
+    st.lists(FIELDS, max_size=8),
+    st.lists(FIELDS, max_size=2),
+    st.sampled_from(["", "mW"]),
+    st.integers(1, 2),
+)
+def test_rails_are_told_from_whatever_else_a_line_has(
+    rails: dict[str, int], before: list[str], after: list[str], unit: str, averages: int
+) -> None:
+    row = [f"{name} {mw}{unit}" + f"/{mw + 7}{unit}" * averages for name, mw in rails.items()]
+    assert parsed(" ".join(["RAM 2257/30536MB", *before, *row, *after])).rails_mw == rails
+
+
+def test_pair_of_figures_without_a_unit_is_no_rail_where_rails_have_one() -> None:
+    assert parsed("RAM 1/2MB FAN 3/10 PUMP 4/4 VDD_IN 5mW/5mW").rails_mw == {"VDD_IN": 5}
+
+
+def test_pair_of_figures_away_from_the_rails_is_no_rail() -> None:
+    assert parsed("RAM 1/2MB FAN 3/10 GPU@30C GPU 5/5 CPU 6/6 new 0%").rails_mw == {"GPU": 5, "CPU": 6}
+
+
+def test_name_that_two_rails_have_is_neither() -> None:
+    assert parsed("RAM 1/2MB VDD_A 5mW/5mW VDD_B 6mW/6mW VDD_A 7mW/7mW").rails_mw == {"VDD_B": 6}
+
+
+def test_line_longer_than_any_is_none() -> None:
+    with pytest.raises(ValueError, match="no line of tegrastats"):
+        parsed("RAM 1/2MB VDD_IN 5mW/5mW" + " x" * tegrastats.LONGEST_LINE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,6 +361,79 @@ def test_rail_that_is_missing_now_and_then_is_missing_then(made: Maker) -> None:
     assert rows == [[pytest.approx(0.005), pytest.approx(0.007)], [None, pytest.approx(0.007)]] * 2
 
 
+def test_rails_that_are_not_there_are_named_beside_those_that_are(made: Maker) -> None:
+    stream = Tegrastats(["VDD_CPU"], 10, made("while True: say(5), time.sleep(0.01)"))
+    try:
+        with pytest.raises(TegrastatsError, match="tells of VDD_IN, VDD_SOC, not of VDD_CPU"):
+            readings(stream, 100)
+    finally:
+        stream.close()
+
+
+def test_rails_that_vanish_are_missing_and_no_end(made: Maker) -> None:
+    command = made("""
+        say(5), time.sleep(0.05)
+        while True: write("RAM 1/2MB CPU [1%@1]\\n"), time.sleep(0.05)
+    """)
+    stream = Tegrastats(["VDD_IN"], 50, command)
+    try:
+        assert [row for _, _, row in readings(stream, 6)] == [[pytest.approx(0.005)], *[[None]] * 5]
+    finally:
+        stream.close()
+
+
+def test_of_lines_that_come_together_the_newest_is_a_reading(made: Maker) -> None:
+    command = made("""
+        while True: write("".join(f"RAM 1/2MB VDD_IN {mw}mW/1mW\\n" for mw in (5, 6, 7))), time.sleep(0.1)
+    """)
+    stream = Tegrastats(["VDD_IN"], 100, command)
+    try:
+        assert [row for _, _, row in readings(stream, 3)] == [[pytest.approx(0.007)]] * 3
+        assert stream.notes["merged_lines"] == 6
+    finally:
+        stream.close()
+
+
+def test_nonsense_without_a_line_is_silence(made: Maker) -> None:
+    command = made("""
+        say(5)
+        while True: write("no line\\n"), time.sleep(0.05)
+    """)
+    stream = Tegrastats(["VDD_IN"], 50, command)
+    try:
+        readings(stream, 2)
+        assert stream.notes["restarts"] == 1 and "no line for 3" in stream.notes["why"][0]
+    finally:
+        stream.close()
+
+
+def test_its_pace_and_its_cost_are_told(made: Maker) -> None:
+    command = made("""
+        for k in range(20):
+            began = time.process_time()
+            while time.process_time() < began + 0.02: pass  # 0.4 s in all
+            say(k), time.sleep(0.02)
+        time.sleep(600)
+    """)
+    began = time.monotonic()
+    stream = Tegrastats(["VDD_IN"], 40, command)
+    try:
+        stamps_s = [t * 1e-9 for t, _, _ in readings(stream, 20)]
+    finally:
+        stream.close()
+    lasted_s = time.monotonic() - began
+    assert stream.notes["interval_s"] == pytest.approx(np.median(np.diff(stamps_s)))
+    assert 0.39 / lasted_s < stream.notes["cost_cpu_s_per_s"] < (0.7 / lasted_s)  # beside it, a Python that starts
+
+
+def test_closing_twice_is_harmless(made: Maker) -> None:
+    stream = Tegrastats(["VDD_IN"], 10, made("while True: say(5), time.sleep(0.01)"))
+    readings(stream, 1)
+    stream.close()
+    stream.close()
+    assert stream.read(0.01) is None
+
+
 def test_probe_tells_the_rails_or_what_the_program_says(made: Maker) -> None:
     command = made("while True: say(5264), time.sleep(0.01)")
     assert probe({"command": command, "interval_ms": 10}) == {
@@ -342,13 +460,17 @@ def test_program_that_is_not_there_is_named(tmp_path: Path) -> None:
         Tegrastats(["VDD_IN"], 100, none)
 
 
-def test_agent_finds_it_on_the_path_and_samples_it(made: Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("minor", [None, 8], ids=["this python", "python 3.8"])
+def test_agent_finds_it_on_the_path_and_samples_it(made: Maker, tmp_path: Path, minor: int | None) -> None:
     made("while True: say(5000), time.sleep(0.02)")
-    agent = Plain("python", [sys.executable, str(AGENT)], tmp_path)
+    python = str(old_python(minor)) if minor else sys.executable
+    agent = Plain("python", [python, str(AGENT)], tmp_path)
     agent.environment["PATH"] = f"{tmp_path}{os.pathsep}{agent.environment['PATH']}"
     params = {"rails": ["VDD_IN", "VDD_SOC"], "interval_ms": 20}
     job = {"rate_hz": 50, "stream": "edgewatt.devices.agent.tegrastats:stream", "params": params, "duration_s": 0.5}
-    agent.environment["PYTHONPATH"] = str(AGENT.parents[3])
+    (tmp_path / "edgewatt").mkdir()
+    (tmp_path / "edgewatt" / "devices").symlink_to(AGENT.parents[1])  # and none of the packages beside it
+    agent.environment["PYTHONPATH"] = str(tmp_path)
     said = agent.events("sample", job)
     got = samples(said)
     assert said[-1]["reason"] == "done", said[-1]
