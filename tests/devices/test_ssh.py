@@ -531,6 +531,18 @@ def test_job_that_finds_no_room_is_told(board: Ssh) -> None:
     assert "the job cannot be written there" in str(failure) and "\n" not in str(failure)
 
 
+def test_agent_that_cannot_end_itself_is_ended(board: Ssh) -> None:
+    process = board.start("sample", counting())
+    pid = heard(process, frames(1))[0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert process.stop(grace_s=0.5).signal == "SIGKILL"
+        wait_gone(pid, 1)
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_what_the_agent_started_ends_with_it(board: Ssh, tmp_path: Path) -> None:
     process = board.start("run", run_job(board.scratch(), child=str(tmp_path / "child")))
     assert rest(process)[0][-1]["event"] == "end"
@@ -785,7 +797,12 @@ def test_killed_harness_leaves_nothing_running_and_nothing_set(server: Sshd, tmp
             print(json.dumps([*pids, value["pid"]]), flush=True)
             time.sleep(600)
     """)
-    with subprocess.Popen([sys.executable, "-c", harness], stdout=subprocess.PIPE) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="t-") as folder,  # what it cannot remove itself
+        subprocess.Popen(
+            [sys.executable, "-c", harness], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": folder}
+        ) as process,
+    ):
         assert process.stdout
         pids = json.loads(process.stdout.readline())
         pids.append(int((tmp_path / "child").read_text()))
@@ -793,7 +810,7 @@ def test_killed_harness_leaves_nothing_running_and_nothing_set(server: Sshd, tmp
         process.send_signal(number)
         began = time.monotonic()
         process.wait(5)
-    for pid in pids:
-        wait_gone(pid, began + GONE_S - time.monotonic())
-    assert path.read_text() == "schedutil"
-    server.cut()  # the connection that the harness has left behind
+        for pid in pids:
+            wait_gone(pid, began + GONE_S - time.monotonic())
+        assert path.read_text() == "schedutil"
+        server.cut()  # the connection that the harness has left behind
