@@ -40,7 +40,7 @@ _CPU = re.compile(r"(?<!\S)CPU \[([^\]]*)\](?:@(\d{1,6})(?!\d))?", re.ASCII)
 _CORE = re.compile(r"\s*(\d{1,3})%(?:@(\d{1,6}))?\s*", re.ASCII)
 _GPU = re.compile(r"(?<!\S)GR3D_FREQ (\d{1,3})%(?:@\[?(\d{1,6}(?:,\d{1,6})*)(?!\d))?", re.ASCII)
 _EMC = re.compile(r"(?<!\S)EMC_FREQ \d{1,3}%@(\d{1,6})(?!\d)", re.ASCII)
-_RAM = re.compile(r"(?<!\S)RAM (\d{1,9})/\d{1,9}MB(?!\w)", re.ASCII)
+_RAM = re.compile(r"(?<!\S)RAM (\d{1,8})/\d{1,8}MB(?!\w)", re.ASCII)
 _NOT_RAILS = ("RAM", "SWAP", "IRAM", "NC")  # memory, should it ever lose its unit; an input that is not connected
 
 

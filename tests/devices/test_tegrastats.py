@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgewatt.devices.agent import tegrastats
+from edgewatt.devices.agent.agent import now_ns
 from edgewatt.devices.agent.tegrastats import Core, Line, Tegrastats, TegrastatsError, parsed, probe
 from edgewatt.devices.transport import AGENT
 from support.agents import Plain, alive, old_python, samples
@@ -145,6 +146,7 @@ PIECES = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
+@example(["RAM " + "9" * 9 + "/1MB EMC_FREQ 1%@1"], "")
 @given(st.lists(PIECES, max_size=40), st.sampled_from(["", " "]))
 def test_nonsense_is_refused_or_gives_finite_numbers(pieces: list[str], between: str) -> None:
     try:
@@ -254,11 +256,11 @@ def test_readings_are_watts_of_the_rails_asked_for_stamped_when_they_came(made: 
     stream = tegrastats.stream({"rails": ["VDD_IN", "VDD_NONE"], "interval_ms": 20, "command": command})
     try:
         assert stream.columns == ["VDD_IN", "VDD_NONE"]
-        before = tegrastats.now_ns()
+        before = now_ns()
         got = readings(stream, 10)
         assert [row for _, _, row in got] == [[pytest.approx(5.0 + k / 1000), None] for k in range(10)]
         stamps = [t for t, _, _ in got]
-        assert stamps == sorted(stamps) and before < stamps[0] and stamps[-1] < tegrastats.now_ns()
+        assert stamps == sorted(stamps) and before < stamps[0] and stamps[-1] < now_ns()
         assert stream.notes["restarts"] == 0 and stream.notes["interval_asked_s"] == pytest.approx(0.02)
     finally:
         stream.close()
@@ -495,7 +497,7 @@ def test_constant_power_on_a_board_is_read_to_the_milliwatt(name: str, tmp_path:
     stream = "edgewatt.devices.agent.tegrastats:stream"
     path = agent.job({"rate_hz": 20, "stream": stream, "params": params, "duration_s": 1.5})
     with Bench("tegrastats", name, waves=waves, jtop=False) as bench:
-        words = [sys.executable, AGENT, "sample", path]
+        words = [sys.executable, str(AGENT), "sample", str(path)]
         done = bench.exec(words, env={**os.environ, "PYTHONPATH": str(AGENT.parents[3])})
         said = [json.loads(text) for text in done.stdout.splitlines()]
         assert said[-1]["event"] == "end", done.stderr
