@@ -107,7 +107,7 @@ def test_meter_whose_files_cannot_be_read_does_not_start(here: Any, tmp_path: Pa
 
 
 def test_agent_that_dies_at_once_is_told_with_its_last_words(here: Any) -> None:
-    here._python = "/bin/false"
+    here.python = "/bin/false"
     with pytest.raises(HarnessError, match="m: no sample: the agent ended \\(status 1\\)"):
         AgentMeter(here, "m", [POWER], {"nodes": [{"path": "/x"}]}).start()
 
