@@ -152,6 +152,27 @@ def test_load_of_the_model_is_followed(tmp_path: Path) -> None:
         assert abs(whole["value"] - true_j) <= whole["uncertainty"]
 
 
+@pytest.mark.parametrize(
+    ("wave", "is_aliased"),
+    [
+        ({"kind": "square", "low": 2, "high": 10, "hz": 10}, True),
+        ({"kind": "sine", "mean": 6, "amp": 3, "hz": 0.1}, False),
+    ],
+    ids=["10 Hz square", "slow sine"],
+)
+def test_load_faster_than_jtop_reads_is_flagged_and_void(
+    tmp_path: Path, wave: dict[str, Any], is_aliased: bool
+) -> None:
+    with board(tmp_path, NANO, waves={"VDD_IN": wave}, power="jtop") as lab:
+        run = lab.run("window_s=25", "max_window_s=25", "isolated_s=0")
+        (window,) = [p for p in run["phases"] if p["phase"] == "window"]
+        true_j = lab.bench.truth(window["start_s"], window["end_s"])["rails"]["VDD_IN"]["joules"]
+        voided = {f["flag"] for f in run["flags"] if f["meter"] == "jtop" and "energy_j" in f["voids"]}
+        assert ("aliased" in voided) is is_aliased, run["flags"]
+        (whole,) = window_energy(run, "jtop")
+        assert abs(whole["value"] - true_j) <= whole["uncertainty"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Faults: each ends in a stored run with its error or flag, what was set is put back, and the next run works
 

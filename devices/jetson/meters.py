@@ -53,7 +53,7 @@ class Ina3221(AgentMeter):
 
     @classmethod
     def problems(cls, device: Device) -> Sequence[str]:
-        return device.why_not("ina3221") if device.kind == "jetson" else ()  # type: ignore[attr-defined, no-any-return]
+        return device.why_not("ina3221") if device.kind == "jetson" else ()  # type: ignore[attr-defined]
 
     @classmethod
     def attached_to(cls, device: Device, address: str, **options: Any) -> Meter:
@@ -126,7 +126,7 @@ class _Stream(AgentMeter):
 
     @classmethod
     def problems(cls, device: Device) -> Sequence[str]:
-        return device.why_not(cls.kind_name) if device.kind == "jetson" else ()  # type: ignore[attr-defined, no-any-return]
+        return device.why_not(cls.kind_name) if device.kind == "jetson" else ()  # type: ignore[attr-defined]
 
     @classmethod
     def attached_to(cls, device: Device, address: str, **options: Any) -> Meter:
@@ -147,10 +147,10 @@ class _Stream(AgentMeter):
         }
         quanta = {name: step_w and step_w + TRUNCATED_W for name, step_w in steps_w.items()}
         channels = rails.channels(list(told.watts), quanta, overrides=device.parents)
-        return cls(device, cls.kind_name, channels, cls.job(device, period_s, list(told.watts)), clock=device.clock)
+        return cls(device, cls.kind_name, channels, cls.wanted(device, period_s, list(told.watts)), clock=device.clock)
 
     @classmethod
-    def job(cls, device: Jetson, period_s: float, names: Sequence[str]) -> dict[str, Any]:
+    def wanted(cls, device: Jetson, period_s: float, names: Sequence[str]) -> dict[str, Any]:
         """What the agent is asked to sample."""
         raise NotImplementedError
 
@@ -162,7 +162,7 @@ class Tegrastats(_Stream):
     stream = TEGRASTATS
 
     @classmethod
-    def job(cls, device: Jetson, period_s: float, names: Sequence[str]) -> dict[str, Any]:
+    def wanted(cls, device: Jetson, period_s: float, names: Sequence[str]) -> dict[str, Any]:
         params = {"interval_ms": round(period_s * 1e3), "rails": list(names)}
         return {"rate_hz": 1 / period_s, "stream": cls.stream, "params": params}
 
@@ -174,7 +174,7 @@ class Jtop(_Stream):
     stream = JTOP
 
     @classmethod
-    def job(cls, device: Jetson, period_s: float, names: Sequence[str]) -> dict[str, Any]:
+    def wanted(cls, device: Jetson, period_s: float, names: Sequence[str]) -> dict[str, Any]:
         params = {"interval_s": round(period_s, 4), "rails": list(names)}
         return {"rate_hz": 1 / period_s, "stream": cls.stream, "params": params, "python": device.jtop_python}
 
