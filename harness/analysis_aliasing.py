@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewatt.harness.analysis_meter import Source
-from edgewatt.harness.api import Floats, Phase
+from edgewatt.harness.api import Floats, Phase, Trace
 from edgewatt.harness.energy import Energy
-from edgewatt.harness.energy_samples import samples
+from edgewatt.harness.energy_samples import Samples, samples
 
 RATIO = 1.3
 """Chance stays above it (1.5 and more in 95 of 100 records of 43 readings), steps every two seconds read every half
@@ -57,15 +57,27 @@ def aliased(source: Source, phases: Sequence[Phase], each: Sequence[Energy], lea
 def _readings(source: Source, phase: Phase) -> tuple[Floats, Floats, float]:
     """Times and power (n,) of the readings of a source's gauges in a phase, and one step of their sum (W).
 
-    Nothing of counters and of gauges that average over all their period: they have seen all of the load. Nothing of
-    readings that repeat, either, unless the meter knows of a register at that pace: a load that moves in steps shows
-    the same as a sensor that holds its values, and the error bar is as wide as if it did.
+    Nothing of counters and of gauges that average over all their period: they have seen all of the load.
     """
     each = [samples(source.trace, c.name) for c in source.channels if c.kind == "gauge"]
     each = [s for s in each if not s.sums]
-    if not each or any(s.held and s.update.period_s > HOLD_AGES * (s.channel.age_s or 0.0) for s in each):
+    if not each:
         return np.empty(0), np.empty(0), 0.0
-    slowest = max(each, key=lambda s: s.update.period_s)
-    t_s = slowest.t_s[slice(*np.searchsorted(slowest.t_s, [phase.start_s, phase.end_s]))]
-    total = np.sum([np.interp(t_s, s.t_s, s.value) for s in each], axis=0)
+    points = [_points(source.trace, s) for s in each]
+    fewest = min((t_s for t_s, _ in points), key=len)
+    t_s = fewest[slice(*np.searchsorted(fewest, [phase.start_s, phase.end_s]))]
+    total = np.sum([np.interp(t_s, *p) for p in points], axis=0)
     return t_s, total, float(np.linalg.norm([s.quantum for s in each]))
+
+
+def _points(trace: Trace, s: Samples) -> tuple[Floats, Floats]:
+    """Times and levels (n,) of a gauge: its refreshes, where it is known for a register at that pace, else its reads.
+
+    Readings that repeat may come of a sensor that holds its values, of a load that moves in steps, or of a fast one
+    that is read in coarse steps. As they are they look the more alike the longer they are held, so that only the last
+    passes for chance.
+    """
+    if s.held and s.update.period_s > HOLD_AGES * (s.channel.age_s or 0.0):
+        column = trace.column(s.channel.name)
+        return s.reads_s, np.asarray(column[np.isfinite(column)])
+    return s.t_s, s.value

@@ -107,6 +107,22 @@ def test_loads_that_the_reads_follow_are_not(wave: Wave, seed: int) -> None:
             assert raised(of, read(of, wave, jitter=0.1, noise_w=noise_w, seed=seed)) == []
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("hertz", [5.0, 10.0, 20.0])
+def test_coarse_steps_that_repeat_a_fast_load_do_not_hide_it(hertz: float, seed: int) -> None:
+    of = windows(20.0)
+    wave = in_windows(of, square(2.0, 10.0, 1 / hertz, 100.0), constant(2.0))
+    assert len(raised(of, read(of, wave, jitter=0.1, noise_w=0.15, quantum=0.4, seed=seed))) == 1
+
+
+@pytest.mark.parametrize("held_s", [1.0, 1.4, 5.0])
+def test_sensor_that_holds_its_values_and_is_read_as_it_looks_is_not(held_s: float) -> None:
+    of = windows(60.0)
+    levels = np.random.default_rng(3).uniform(2.0, 10.0, 400)
+    held = dataclasses.replace(constant(1.0), power=lambda t: levels[((t - 90) / held_s).astype(int) % 400])
+    assert raised(of, read(of, in_windows(of, held, constant(2.0)), jitter=0.1)) == []
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_steps_to_ever_new_levels_look_like_a_sensor_that_holds_and_are_not(seed: int) -> None:
     of = windows(60.0)
