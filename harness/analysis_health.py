@@ -127,12 +127,15 @@ def _row_mean(values: Floats) -> Floats:
 def sampling_cost(trace: Trace) -> tuple[float, float | None] | None:
     """CPU seconds a second that a meter cost where it was sampled: all of it, and what a service that reads for it had.
 
-    The first holds the sampler, the programs it starts and that service; None where it was not told.
+    The first holds the sampler, the programs it starts and that service; None where it was not told. The second is
+    None where there is no such service, NaN where nobody saw what it used: then it is not in the first either.
     """
     notes = trace.facts.get("notes")
     own = _number(trace.facts.get("cpu_s_per_s"))
-    service = _number(notes.get("service_cpu_s_per_s")) if isinstance(notes, Mapping) else None
-    return None if own is None else (own + (service or 0.0), service)
+    if own is None or not isinstance(notes, Mapping) or "service_cpu_s_per_s" not in notes:
+        return None if own is None else (own, None)
+    service = _number(notes["service_cpu_s_per_s"])
+    return (own, math.nan) if service is None else (own + service, service)
 
 
 def _number(value: object) -> float | None:
@@ -144,7 +147,14 @@ def _cost(trace: Trace, found: Findings) -> None:
     if cost is None:
         return
     every, service = cost
-    share = "" if service is None else f", {service:.2g} of it the service's that reads for it"
+    share = ""
+    if service is not None:
+        known = (
+            f"{service:.2g} of it the service's"
+            if math.isfinite(service)
+            else "without the (unknown) one of the service"
+        )
+        share = f", {known} that reads for it"
     method = f"processor time of the sampler by the time it ran{share}"
     found.measured("sampler_cpu_s_per_s", every, None, "1", WHOLE_RUN, 1, method, trace.meter)
 

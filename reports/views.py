@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -201,7 +202,8 @@ def _cost(t: Trace) -> tuple[str, ...]:
     if cost is None:
         return ("unknown",)
     every, service = cost
-    return (f"{every:.2g} CPU s/s", *(() if service is None else (f"service: {service:.2g}",)))
+    of_it = "" if service is None else f"service: {service:.2g}" if math.isfinite(service) else "service: unknown"
+    return tuple(filter(None, (f"{every:.2g} CPU s/s", of_it)))
 
 
 def _troubles(t: Trace) -> Iterator[str]:

@@ -309,7 +309,9 @@ def test_cost_of_a_service_is_part_of_the_cost_of_sampling() -> None:
     assert cost.value == pytest.approx(0.07)
     assert cost.method.endswith("0.05 of it the service's that reads for it")
     unseen = made.gauged(phases, meter="jtop", cpu_s_per_s=0.02, notes={"service_cpu_s_per_s": None})
-    assert made.one(analyse(made.run(phases, [unseen]))[0], "sampler_cpu_s_per_s", "run").value == 0.02
+    alone = made.one(analyse(made.run(phases, [unseen]))[0], "sampler_cpu_s_per_s", "run")
+    assert alone.value == 0.02
+    assert alone.method.endswith("without the (unknown) one of the service that reads for it")
 
 
 def test_health_only_meter_is_no_power_sensor() -> None:

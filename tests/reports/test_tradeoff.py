@@ -134,6 +134,8 @@ def test_cost_of_sampling_is_on_the_page(tmp_path):
     assert "Sampling cost (CPU seconds per second) run 0.071" in text
     assert "0.071 CPU s/s service: 0.05" in text
     assert "what gives its readings was started again 1 time(s) (no sample for 3.0 s)" in text
+    unseen = dataclasses.replace(jtop, facts={"cpu_s_per_s": 0.021, "notes": {"service_cpu_s_per_s": None}})
+    assert "0.021 CPU s/s service: unknown" in shown(dataclasses.replace(run, traces=(unseen,)), tmp_path).text
 
 
 def test_what_was_left_out_is_said(tmp_path):
