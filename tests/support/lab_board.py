@@ -32,13 +32,14 @@ class LabBoard:
 
     def command(self, *words: str) -> list[str]:
         """`edgewatt WORDS` as it is started: here for a board over ssh, else on the board."""
-        line = [executable(), *words, "--devices", str(self.devices)]
+        line = [executable(), *words]
         return line if self.sshd else self.bench.inside(line)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """The command, begun."""
         return subprocess.Popen(
-            self.command(*words), cwd=self.folder, env={**os.environ, "EDGEWATT_STORE": str(self.folder / "runs")},
+            self.command(*words), cwd=self.folder,
+            env={**os.environ, "EDGEWATT_STORE": str(self.folder / "runs"), "EDGEWATT_DEVICES": str(self.devices)},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
