@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewatt.devices.agent_meter import AgentMeter
 from edgewatt.devices.jetson import facts
+from edgewatt.devices.jetson.rails import Rail
 from edgewatt.devices.snapshot import Snapshot
 from edgewatt.devices.thermometers import COLDEST_C, HOTTEST_C
 from edgewatt.harness.api import Channel, Device, Flag, Meter
@@ -26,8 +27,8 @@ class JetsonHealth(AgentMeter):
     def found_on(cls, device: Device) -> Sequence[Meter]:
         if device.kind != "jetson":
             return ()
-        seen: Snapshot = device.seen  # type: ignore[attr-defined]
-        watched = list(nodes(seen))
+        board: Jetson = device  # type: ignore[assignment]
+        watched = [*nodes(board.seen), *alarms(board.rails)]
         channels = (
             Channel("utilisation", "utilisation", "1", "gauge", "all processors, mean"),
             Channel("memory", "memory", "B", "gauge", "the board, in use"),
@@ -64,6 +65,15 @@ def nodes(seen: Snapshot) -> Iterator[tuple[Channel, dict[str, Any]]]:
         if seen.number(path) is not None:
             name = path.rsplit("/", 1)[1]
             yield Channel(name, "throttled", "1", "counter", "over-current events since boot"), {"path": path}
+
+
+def alarms(found: Sequence[Rail]) -> Iterator[tuple[Channel, dict[str, Any]]]:
+    """The chips' alarms: too much current on a rail, at which the board slows itself down."""
+    for rail in found:
+        for path in rail.alarms:
+            which = "limit" if "crit" in path else "warning"
+            covers = f"1 while the current of {rail.name} is above its {which}"
+            yield Channel(f"{rail.name} over-current {which}", "throttle", "1", "gauge", covers), {"path": path}
 
 
 def steady_nodes(seen: Snapshot) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ class Ina3221(AgentMeter):
             rate_hz = min(rate_hz, 2 / update_s)
         powers = rails.channels(
             [r.name for r in found],
-            {r.name: r.quantum_w or rails.quantum_w(device.shunt_ohm(r.name), r.volts) for r in found},
+            {r.name: rails.quantum_w(device.shunt_ohm(r.name), r.volts) for r in found},
             overrides=device.parents,
             age_s=min(update_s or 1 / rate_hz, 1 / rate_hz),
             averaging={r.name: r.update_s if r.averages else None for r in found},

@@ -35,6 +35,7 @@ PATTERNS = tuple(
 )
 """What `look` is asked for."""
 
+LONGEST_NAME = 64  # characters; a board's labels are not trusted to be short
 MOST_W = 500.0  # no rail of a module carries more; a reading above is a wrong unit or a broken sensor
 BOUNDARY = "module"
 _SHUNT_STEP_V = 40e-6  # INA3221 data sheet, table "register map": bits 3 to 15 of the shunt register, 40 uV each
@@ -72,11 +73,6 @@ class Rail:
     def is_product(self) -> bool:
         """Whether power is the product of two readings."""
         return len(self.files) == 2
-
-    @property
-    def quantum_w(self) -> float | None:
-        """One step of a power reading: a step of the current at the voltage it was looked at; None: unknown."""
-        return quantum_w(self.shunt_ohm, self.volts)
 
 
 def quantum_w(shunt_ohm: float | None, volts: float | None) -> float | None:
@@ -175,7 +171,7 @@ def _hwmon(seen: Snapshot, folder: str) -> tuple[list[Rail], list[str]]:
         name = seen.text(f"{folder}/in1_label") or "VIN"
         return _checked(seen, [Rail(name, (f"{folder}/power1_input",), 0.0, None, update_s=update_s)])
     for n in (1, 2, 3):
-        name = seen.text(f"{folder}/in{n}_label") or ""
+        name = (seen.text(f"{folder}/in{n}_label") or "")[:LONGEST_NAME]
         files = (f"{folder}/in{n}_input", f"{folder}/curr{n}_input")
         if name == "NC" or not (name or any(f in seen.files for f in files)):
             continue
@@ -206,7 +202,7 @@ def _iio(seen: Snapshot, folder: str) -> tuple[list[Rail], list[str]]:
     """JetPack 4: channels 0 to 2. The shunts are not told there."""
     found = []
     for n in (0, 1, 2):
-        name = seen.text(f"{folder}/rail_name_{n}")
+        name = (seen.text(f"{folder}/rail_name_{n}") or "")[:LONGEST_NAME]
         if name and name != "NC":
             found.append(Rail(name, (f"{folder}/in_voltage{n}_input", f"{folder}/in_current{n}_input"), 0.0, None))
     return _checked(seen, found)
