@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 PROTOCOL = 1
 MISSING = -(2**63)  # a reading that failed, where the values are integers
 LOOK_S = 0.25  # the longest the agent goes without looking whether it should end
+PING_SILENCE_S = 5.0  # a harness that pings does so every few milliseconds; one that does not has gone
 FIRST_OF_STREAM_S = 30.0  # a stream may have to start a program first
 WATCH_S = 0.5  # how often a thread looks, for work that is too long to look itself
 GRACE_S = 1.0  # for the work to end by itself, once the harness has gone
@@ -294,8 +295,10 @@ def clock(agent: Agent, job: dict[str, Any]) -> None:
     """Time stamps: `n` of them `period_s` apart, or one for each line read from stdin."""
     if job.get("ping"):
         said: bytes | None = None
-        while not agent.look() and said != b"":
+        heard_ns = now_ns()
+        while not agent.look() and said != b"" and now_ns() - heard_ns < PING_SILENCE_S * 1e9:
             said = agent.heard(LOOK_S)
+            heard_ns = now_ns() if said else heard_ns
             for _ in range((said or b"").count(b"\n")):
                 agent.emit("clock", t_ns=now_ns())
         return

@@ -399,3 +399,11 @@ def test_each_ping_is_answered_where_stdin_and_stdout_are_one_socket(agent: Plai
         ours.shutdown(socket.SHUT_WR)
         assert json.loads(out.readline())["event"] == "end"
     assert process.wait(2) == 0
+
+
+def test_clock_that_nobody_pings_any_more_ends(agent: Plain) -> None:
+    job = str(agent.job({"ping": True}))
+    command = [*agent.command, "clock", job]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=agent.environment) as process:
+        assert process.stdin is not None  # it stays open, as on a link that carries nothing any more
+        assert process.wait(8) == 0
