@@ -147,14 +147,9 @@ def _cost(trace: Trace, found: Findings) -> None:
     if cost is None:
         return
     every, service = cost
-    share = ""
-    if service is not None:
-        known = (
-            f"{service:.2g} of it the service's"
-            if math.isfinite(service)
-            else "without the (unknown) one of the service"
-        )
-        share = f", {known} that reads for it"
+    share = "" if service is None else f", {service:.2g} of it the service's that reads for it"
+    if service is not None and math.isnan(service):
+        share = ", without the (unknown) one of the service that reads for it"
     method = f"processor time of the sampler by the time it ran{share}"
     found.measured("sampler_cpu_s_per_s", every, None, "1", WHOLE_RUN, 1, method, trace.meter)
 

@@ -68,7 +68,7 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
         ENERGY_METRICS,
     ),
     SHARED_METER: (
-        "Another program sets the pace of the service that gives this meter's readings; it may be slower than asked.",
+        "Another program sets the pace of this meter's readings: slower than was asked, or in step with the load.",
         (),
     ),
     NOT_STEADY: (
