@@ -128,9 +128,9 @@ def measure(
     notes: list[str] = []
     error: RunError | None = None
     session = _Session(device, job, protocol, record, progress)
+    read_back: Mapping[str, Any] = {}
     try:
         with device.controls(controls) as read_back:
-            run = dataclasses.replace(run, spec={**run.spec, "controls_read_back": dict(read_back)})
             meters = _apart([*device.meters(), *extra_meters])
             window_s, isolated_s, notes = _windows(meters, protocol)
             run = dataclasses.replace(run, spec={**run.spec, NOTES: notes})
@@ -154,6 +154,7 @@ def measure(
         )
     run = dataclasses.replace(
         run,
+        spec={**run.spec, "controls_read_back": dict(read_back)},
         engine={**record.engine, "steady": record.steady},
         phases=record.phases,
         items=record.items,

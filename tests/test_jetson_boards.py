@@ -75,6 +75,7 @@ def test_commands_work_on_every_board(tmp_path: Path, of: str, over_ssh: bool) -
         (whole,) = window_energy(run, "ina3221")
         assert whole["method"].startswith(f"{TOTAL[of]}:") and whole["boundary"] == "module"
         assert run["spec"]["controls_read_back"]["power_mode"]["name"] == MODE[of][1]
+        assert run["spec"]["controls_read_back"]["after"]["power_mode"]["name"] == MODE[of][0]
         assert lab.mode() == MODE[of][0]
         clocks = {m["meter"]: m["value"] for m in run["measurements"] if m["metric"] == "frequency_hz"}
         limit = next(m["cpu_max_khz"] for m in facts["nvpmodel"]["modes"] if m["name"] == MODE[of][1]) * 1e3
@@ -260,6 +261,7 @@ def test_sensor_that_is_off_line_is_left_out_and_named(tmp_path: Path) -> None:
         run = lab.run()
         (whole,) = window_energy(run, "ina3221")
         assert whole["method"].startswith("sum of module rails VDD_GPU_SOC + VIN_SYS_5V0:")
+        assert "VDD" in flags(run, "ina3221")["rail_missing"]
 
 
 @pytest.mark.parametrize("jtop", [True, False], ids=["jtop", "tools"])

@@ -256,7 +256,8 @@ def imported(name: Any, key: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise RefusedError(f"job: {key} {name} cannot be loaded here: {one_line(error)}") from error
+        step = f"; install it for {sys.executable}" if isinstance(error, ModuleNotFoundError) else ""
+        raise RefusedError(f"job: {key} {name} cannot be loaded here: {one_line(error)}{step}") from error
 
 
 @contextmanager

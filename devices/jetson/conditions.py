@@ -93,6 +93,9 @@ def gate(device: Jetson) -> Iterator[Flag]:
     if kind and kind != "sysfs":
         detail = f"/sys of {device.name} is a {kind}, which no kernel fills: no figure says anything of hardware"
         yield Flag("simulated", (), detail)
+    if device.power_source == "ina3221":
+        for problem in device.problems:
+            yield Flag("rail_missing", (), f"{problem}; no figure has it in", "ina3221")
     told = device.call("edgewatt.devices.agent.conditions:busy", {"seconds": 0.3})
     share = told.get("share")
     if share is not None and share > _BUSY_SHARE:

@@ -207,6 +207,11 @@ class Jetson(Device):
         """The rails whose files read sanely."""
         return self._rails_and_problems[0]
 
+    @property
+    def problems(self) -> list[str]:
+        """Why other rails are not among them, with their files."""
+        return self._rails_and_problems[1]
+
     def volts(self, rail: str) -> float | None:
         """A rail's voltage as its file told it."""
         return next((r.volts for r in self.rails if r.name == rail), None)
@@ -253,7 +258,7 @@ class Jetson(Device):
         """Why one way to the rails is not the one used, in a sentence; nothing for the one that is."""
         used = self.power_source
         if source == "ina3221":
-            said = [f"{self.name}: {p}" for p in self._rails_and_problems[1]]
+            said = [f"{self.name}: {p}" for p in self.problems]
             return said if self.rails or said else [f"{self.name}: {self.told_by(source).problem}"]
         if source == used or (used and self.power == "auto"):
             return []
