@@ -784,7 +784,8 @@ def test_killed_harness_leaves_nothing_running_and_nothing_set(server: Sshd, tmp
     path.write_text("schedutil")
     job = run_job(str(tmp_path), fault="hang", fault_at=1, child=str(tmp_path / "child"))
     harness = textwrap.dedent(f"""
-        import json, pathlib, time
+        import json, pathlib, signal, time
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it, and so would we
         from edgewatt.devices.ssh import Ssh
         board = Ssh({server.address!r}, {sys.executable!r}, pathlib.Path({str(server.config)!r}))
         sampler = board.start("sample", {counting()!r})
