@@ -141,13 +141,14 @@ class _Stream(AgentMeter):
         if not told.watts:
             raise UsageError(f"meter {cls.kind_name}: {told.problem}")
         period_s = interval_s * OFF_BEAT
+        known = [r.name for r in device.rails]  # a sum is called the same whoever tells its rails
+        names = [*(n for n in known if n in told.watts), *(n for n in told.watts if n not in known)]
         steps_w = {
-            name: rails.quantum_w(device.shunt_ohm(name), told.volts.get(name) or device.volts(name))
-            for name in told.watts
+            name: rails.quantum_w(device.shunt_ohm(name), told.volts.get(name) or device.volts(name)) for name in names
         }
         quanta = {name: step_w and step_w + TRUNCATED_W for name, step_w in steps_w.items()}
-        channels = rails.channels(list(told.watts), quanta, overrides=device.parents)
-        return cls(device, cls.kind_name, channels, cls.wanted(device, period_s, list(told.watts)), clock=device.clock)
+        channels = rails.channels(names, quanta, overrides=device.parents)
+        return cls(device, cls.kind_name, channels, cls.wanted(device, period_s, names), clock=device.clock)
 
     @classmethod
     def wanted(cls, device: Jetson, period_s: float, names: Sequence[str]) -> dict[str, Any]:
