@@ -82,10 +82,12 @@ def _levels(curve: Curve, intervals: Floats) -> dict[str, Floats]:
     parts = {"sampling": np.sqrt(K_ESTIMATED**2 * random + smooth)}
     if s.held:
         parts["edge"] = _held(curve, intervals)
-    elif s.channel.age_s:
+    elif s.channel.age_s or s.stamp_s:
         # A register renewed faster than it is read: every reading is up to age_s old, so the window saw what happened
-        # that much earlier. Nothing is lost by it where power is the same at both ends.
-        parts["edge"] = s.channel.age_s * np.abs(np.diff(curve.near(intervals), axis=1)[:, 0])
+        # that much earlier. A read that takes long looks at the same place in it each time, nobody knows where.
+        # Nothing is lost by either where power is the same at both ends.
+        off_s = np.hypot(s.channel.age_s or 0.0, s.stamp_s)
+        parts["edge"] = off_s * np.abs(np.diff(curve.near(intervals), axis=1)[:, 0])
     parts["quantisation"] = _quantisation(curve, intervals, noise * laws.mean_square)
     if curve.has_gaps:
         parts["gap"] = _gap(curve, intervals)

@@ -395,6 +395,17 @@ def test_age_of_a_register_widens_the_bar_by_what_happened_meanwhile():
     assert bars[1].parts["edge"] == pytest.approx(0.1, rel=0.01)
 
 
+def test_read_that_lasts_widens_the_bar_of_a_gauge_by_what_happened_meanwhile():
+    # Power climbs by 2 W/s: read up to 25 ms before or after its stamp, the window's 20 W more cost up to 0.5 J.
+    t = np.arange(0.0, 12.0, 0.46)
+    c = Channel("VDD_IN", "power", "W", "gauge", "board", "rails", averaging_s=0.0)
+    late = 5 + 2 * (t + 0.02)
+    found = energy(Trace("m", "boottime", (c,), t, late[:, None], {"read_s": 0.05}), "VDD_IN", 1.0, 11.0)
+    true_j = 50 + 11**2 - 1**2
+    assert found.energy_j - true_j == pytest.approx(0.4)
+    assert found.parts["edge"] == pytest.approx(0.5, rel=0.01)
+
+
 def test_read_that_lasts_widens_the_bar_of_a_counter():
     # 10 W; each end's reading belongs anywhere within the 2 ms of its read: +- 10 mJ, uniform, at both ends.
     t = np.arange(0.0, 12.0, 0.01)
