@@ -70,7 +70,6 @@ def _sensors(device: Jetson) -> Check:
     if source == "ina3221":
         names = ", ".join(r.name for r in device.rails)
         return Check("power sensor", True, f"INA3221 read directly: {names}")
-    why = "; ".join(f"{s}: {device.told_by(s).problem}" for s in ("ina3221", "tegrastats", "jtop"))
     if source:
         detail = f"power comes from {source}, slower than the chips' own files"
         if device.power == source:
@@ -78,6 +77,7 @@ def _sensors(device: Jetson) -> Check:
         why = device.told_by("ina3221").problem
         step = "run as root, or see that the sensor's driver is loaded"
         return Check("power sensor", False, f"{detail} ({why}); {step}")
+    why = "; ".join(f"{s}: {device.told_by(s).problem}" for s in ("ina3221", "tegrastats", "jtop"))
     step = "run as root, or attach a meter in the device file"
     return Check("power sensor", False, f"none gives a value ({why}); {step}")
 
