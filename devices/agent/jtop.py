@@ -744,9 +744,9 @@ def held(params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     "fan_profile" (name).
 
     Gives what was read back, {"power_mode": {"id", "name", "before"}, "jetson_clocks": bool, "fan_speed": percent,
-    "fan_profile": name}; "after" is added when all is put back. RefusedError if a value is refused, and what was set
-    before is put back; StaysError if something could not be put back. No session is kept open meanwhile: it would
-    set the interval of a stream.
+    "fan_profile": name}; "after", what each of them is then, is added when all is put back. RefusedError if a value is
+    refused, and what was set before is put back; StaysError if something could not be put back. No session is kept open
+    meanwhile: it would set the interval of a stream.
     """
     percent = number(params.get("fan_speed"))
     if params.get("fan_speed") is not None and (percent is None or not 0 <= percent <= 100):
@@ -776,10 +776,12 @@ def _hold_mode(board: Board, wanted: Any, before: dict[str, Any]) -> dict[str, A
         )
     known = dict(enumerate(board.state.get("modes") or []))
     number_ = nvpmodel.chosen(wanted, known, (now["id"], now["name"]))
-    if number_ != now["id"]:
-        before["power_mode"] = now
-        if not _switch_mode(board, number_) or board.state["mode"]["name"] != known.get(number_):
-            raise _refused_mode(board, known.get(number_), number_)
+    before["power_mode"] = now
+    followed = number_ == now["id"] or (
+        _switch_mode(board, number_) and board.state["mode"]["name"] == known.get(number_)
+    )
+    if not followed:
+        raise _refused_mode(board, known.get(number_), number_)
     return {**board.state["mode"], "before": now}
 
 
@@ -807,19 +809,18 @@ def _hold_clocks(board: Board, is_wanted: bool, before: dict[str, Any]) -> bool:
     clocks = board.state.get("clocks")
     if not clocks:
         raise RefusedError("jetson_clocks: the board has no jetson_clocks that jtop knows; leave it out")
-    if clocks["is_on"] != is_wanted:
-        if not is_wanted and not clocks["can_restore"]:
-            raise RefusedError(
-                "jetson_clocks=false: the clocks were locked before the jtop service began and what they were before "
-                "is not known; unlock them by hand (sudo jetson_clocks --restore) or restart the board"
-            )
-        before["jetson_clocks"] = clocks["is_on"]
-        if not _switch_clocks(board, is_wanted):
-            status = (board.state.get("clocks") or {}).get("status")
-            raise StaysError(
-                f"jetson_clocks={str(is_wanted).lower()}: the clocks did not follow (jtop says {status}"
-                f"{': ' + board.refused if board.refused else ''}); try it by hand: sudo jetson_clocks"
-            )
+    if clocks["is_on"] and not is_wanted and not clocks["can_restore"]:
+        raise RefusedError(
+            "jetson_clocks=false: the clocks were locked before the jtop service began and what they were before "
+            "is not known; unlock them by hand (sudo jetson_clocks --restore) or restart the board"
+        )
+    before["jetson_clocks"] = clocks["is_on"]
+    if clocks["is_on"] != is_wanted and not _switch_clocks(board, is_wanted):
+        status = (board.state.get("clocks") or {}).get("status")
+        raise StaysError(
+            f"jetson_clocks={str(is_wanted).lower()}: the clocks did not follow (jtop says {status}"
+            f"{': ' + board.refused if board.refused else ''}); try it by hand: sudo jetson_clocks"
+        )
     return bool(board.state["clocks"]["is_on"])
 
 
