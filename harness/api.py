@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -355,6 +355,13 @@ class Device(ABC):
     name: str
     kind: ClassVar[str]
     clock: str = "boottime"
+    # What runs jobs there: "python" (any runner), "native" (graphs on tensors, docs/native-agent.md), or nothing ("").
+    agent_kind: str = "python"
+
+    @classmethod
+    def connected(cls) -> Sequence[str]:
+        """Addresses of devices of this kind that are there without anybody naming them (phones on USB)."""
+        return ()
 
     @classmethod
     @abstractmethod
@@ -428,6 +435,8 @@ class Job:
     `params` goes to the runner as it is; `item_count` distinct inputs; `item_phases` in the order of an item.
     `isolate` are the item phases worth looping alone when the device has a power sensor.
     `artefacts` name -> sha256 of every file the result depends on.
+    `finish` is called with the folder of the outputs once it is here, and leaves what `Workload.score` reads: where the
+    device's agent can only save the model's tensors, what follows them is done on the host.
     """
 
     runner: str
@@ -436,6 +445,7 @@ class Job:
     item_phases: tuple[str, ...]
     isolate: tuple[str, ...] = ()
     artefacts: Mapping[str, str] = field(default_factory=dict)
+    finish: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True)

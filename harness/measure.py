@@ -320,7 +320,10 @@ class _Session:
         """The folder of the runner's outputs, brought here; None if it saved none."""
         if self._record.saved is None:
             return None
-        return self._device.get(self._record.saved, into)
+        fetched = self._device.get(self._record.saved, into)
+        if self._job.finish is not None:
+            self._job.finish(fetched)
+        return fetched
 
 
 def _hang(record: Record, limit_s: float) -> RunError:

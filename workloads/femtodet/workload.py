@@ -7,16 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from edgewatt.harness.api import Device, Flag, HarnessError, Job, Measurement, Score, UsageError, Workload
 from edgewatt.harness.flags import DRAWN_SCENES, SYNTHETIC_WEIGHTS
 from edgewatt.harness.plugins import nearest
 from edgewatt.workloads.engines.registry import ENGINES
-from edgewatt.workloads.femtodet import cache, checkpoint, graph, outputs, quality
+from edgewatt.workloads.femtodet import cache, checkpoint, graph, native, outputs, quality
 from edgewatt.workloads.femtodet.fold import folded
 from edgewatt.workloads.femtodet.ground_truth import GroundTruth, fitting_variant
-from edgewatt.workloads.femtodet.pictures import pictures
+from edgewatt.workloads.femtodet.pictures import Picture, pictures
 
 SYNTHETIC = "synthetic"
 PHASES = ("preprocess", "detect", "postprocess")
@@ -79,27 +79,59 @@ class FemtoDet(Workload):
         truth = None if chosen.truth is None else _truth_file(chosen.truth)
         if truth is not None:
             artefacts["ground_truth"] = _sha256(truth)
+        about = {
+            "score_threshold": self.score_threshold,
+            "nms_iou": self.nms_iou,
+            "ids": [p.id for p in chosen.pictures],
+            "names": [p.path.name for p in chosen.pictures],
+            "classes": list(variant.classes),
+            "warnings": list(chosen.warnings),
+            "ground_truth": truth,
+        }
+        home = f"{device.put(model.parent)}/{model.name}"
+        if device.agent_kind == "native":
+            return self._on_tensors(device, home, chosen.pictures, about, artefacts)
         return Job(
             runner="edgewatt.workloads.femtodet.runner:FemtoDetRunner",
             params={
                 "engine": self.engine,
-                "model": f"{device.put(model.parent)}/{model.name}",
+                "model": home,
                 "size": self.size,
                 "threads": self.threads,
                 "provider": self.provider,
-                "score_threshold": self.score_threshold,
-                "nms_iou": self.nms_iou,
                 "pictures": [device.put(p.path) for p in chosen.pictures],
-                "ids": [p.id for p in chosen.pictures],
-                "names": [p.path.name for p in chosen.pictures],
-                "classes": list(variant.classes),
+                **about,
                 "ground_truth": None if truth is None else device.put(truth),
-                "warnings": list(chosen.warnings),
             },
             item_count=len(chosen.pictures),
             item_phases=PHASES,
             isolate=PHASES,
             artefacts=artefacts,
+        )
+
+    def _on_tensors(
+        self, device: Device, model: str, found: Sequence[Picture], about: dict[str, Any], artefacts: dict[str, str]
+    ) -> Job:
+        """The job of an agent that knows graphs and tensors only: what comes before and after is done here."""
+        if self.engine != "onnxruntime":
+            raise UsageError(f"engine={self.engine!r}: {device.name} runs graphs with onnxruntime alone; leave it out")
+        tensors, scales = native.inputs(found, self.size)
+        about = {**about, "warnings": [*about["warnings"], native.SAID]}
+        shape = [1, 3, self.size, self.size]
+        return Job(
+            runner="native:onnxruntime",
+            params={
+                "model": model,
+                "threads": self.threads,
+                "provider": self.provider,
+                "inputs": [{"name": "input", "path": device.put(tensors), "shape": shape, "type": "float32"}],
+                "dimensions": {"height": self.size, "width": self.size},
+            },
+            item_count=len(found),
+            item_phases=native.PHASES,
+            isolate=native.PHASES,
+            artefacts=artefacts,
+            finish=lambda folder: native.finish(folder, scales, about),
         )
 
     def score(self, outputs_folder: Path, into: Path) -> Score:
