@@ -410,6 +410,10 @@ class Device(ABC):
         """What `edgewatt doctor` looks at on this kind of device, beside `health` and the meters' problems."""
         return ()
 
+    def restore(self) -> Facts:
+        """Puts back what a harness that was killed had set (`edgewatt doctor --restore`); what was put back."""
+        return {}
+
     def steady_nodes(self) -> Sequence[Facts]:
         """What warm-up watches besides latency until it settles: `{"name", "path", "scale", "tolerance"}` each."""
         return ()

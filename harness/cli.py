@@ -50,15 +50,27 @@ def cli(debug: bool) -> None:
 @_devices
 @_json
 @click.option("--seconds", default=1.0, show_default=True, help="How long each meter is watched.")
-def devices(names: tuple[str, ...], device_file: Path | None, as_json: bool, seconds: float) -> None:
-    """What is connected (this host and the device file, or those named), its meters, what each can support."""
+@click.option("--tcpip", metavar="SERIAL", help="Switch a phone on a cable to adb over the network, so that it can go.")
+def devices(names: tuple[str, ...], device_file: Path | None, as_json: bool, seconds: float, tcpip: str | None) -> None:
+    """What is connected (this host, phones on USB and the device file, or those named), its meters, what each can
+    support."""
     from edgewatt.harness import survey
     from edgewatt.harness.api import UsageError
-    from edgewatt.harness.devicefile import entries, find
+    from edgewatt.harness.devicefile import connected, entries, find
 
     if not 0 < seconds <= 3600:  # also not a number
         raise UsageError(f"--seconds {seconds:g}: wanted more than 0 and at most 3600")
-    wanted = [find(n, device_file) for n in names] or list(entries(device_file).values())
+    if tcpip is not None:
+        from edgewatt.devices.android.transport import tcpip as switched
+
+        address = switched(tcpip)
+        if as_json:
+            _print_json({"device": f"android:{address}"})
+        else:
+            _say(f"pull the cable and use it as android:{address}")
+        return
+    known = entries(device_file)
+    wanted = [find(n, device_file) for n in names] or [*known.values(), *connected(known.values())]
     found = [survey.look(entry, seconds) for entry in wanted]
     if as_json:
         _print_json({"devices": found})
@@ -68,13 +80,23 @@ def devices(names: tuple[str, ...], device_file: Path | None, as_json: bool, sec
 
 @cli.command()
 @click.argument("device", default="host")
+@click.option("--restore", is_flag=True, help="Put back settings that a harness which was killed left behind.")
 @_devices
 @_json
-def doctor(device: str, device_file: Path | None, as_json: bool) -> None:
+def doctor(device: str, device_file: Path | None, as_json: bool, restore: bool) -> None:
     """What would spoil a measurement on DEVICE, and how to mend it."""
     from edgewatt.harness import survey
     from edgewatt.harness.devicefile import find
 
+    if restore:
+        with find(device, device_file).open() as unit:
+            back = dict(unit.restore())
+        if as_json:
+            _print_json({"device": device, "put_back": back})
+        else:
+            said = ", ".join(f"{k} = {v}" for k, v in back.items())
+            _say(f"{device}: put back {said}" if said else f"{device}: nothing was left to be put back")
+        return
     found = survey.doctor(find(device, device_file))
     if as_json:
         _print_json({"device": device, **found})
@@ -315,6 +337,25 @@ def convert_femtodet(checkpoint: Path | None, variant: str, graphs: bool, output
         raise UsageError("convert femtodet: name a --checkpoint, or ask for --graphs")
     for path in written:
         _say(str(path))
+
+
+@cli.group()
+def agent() -> None:
+    """The program that samples and runs models on devices without Python."""
+
+
+@agent.command(name="build")
+@click.option("--abi", default="arm64-v8a", show_default=True, help="The phone's: arm64-v8a, armeabi-v7a, x86_64.")
+@click.option(
+    "--ndk", type=click.Path(path_type=Path), help="Android's NDK; without it arm64-v8a gets the sampler alone."
+)
+@click.option("--onnxruntime-include", "include", type=click.Path(path_type=Path), envvar="EDGEWATT_ORT_INCLUDE",
+              help="Folder with onnxruntime_c_api.h, to run models.")  # fmt: skip
+def build_agent(abi: str, ndk: Path | None, include: Path | None) -> None:
+    """Compile the native agent for phones of one kind; it is then found by itself (docs/native-agent.md)."""
+    from edgewatt.devices.android import build
+
+    _say(str(build.build(abi, ndk=ndk, include=include)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

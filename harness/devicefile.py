@@ -10,7 +10,7 @@ port = "/dev/ttyACM0"
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,21 @@ def entries(path: Path | None = None) -> dict[str, Entry]:
         raise UsageError(f"device file {file}: `devices` is not a table; write [devices.NAME] and below it kind = ...")
     for name, table in tables.items():
         found[name] = _entry(file, name, table)
+    return found
+
+
+def connected(known: Iterable[Entry] = ()) -> list[Entry]:
+    """Devices that are there without being named anywhere (phones on USB), beside those that are known."""
+    told = {(e.kind, e.address) for e in known}
+    found = []
+    for kind in plugins.available("devices"):
+        try:
+            device = plugins.load("devices", kind)
+        except UsageError:  # without the extra it needs nothing of this kind is used here
+            continue
+        with plugins.blamed("devices", kind, "looking for what is connected"):
+            addresses = device.connected()
+        found += [Entry(f"{kind}:{a}", kind, a) for a in addresses if (kind, a) not in told]
     return found
 
 
