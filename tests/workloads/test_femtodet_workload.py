@@ -23,6 +23,8 @@ from support.picture_sets import coco, voc_object, write_coco, write_voc
 class Here:
     """A device that is this process: whatever is put on it, it finds where it was."""
 
+    agent_kind = "python"
+
     def put(self, path):
         return str(path)
 

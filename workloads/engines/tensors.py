@@ -41,10 +41,12 @@ def read(folder: Path) -> Tensors:
         items = tuple(int(i) for i in index["items"])
         found = {str(o["name"]): _tensor(folder, o, len(items)) for o in index["outputs"]}
         files = tuple(str(o["file"]) for o in index["outputs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HarnessError(
-            f"{folder}: the agent's tensors cannot be read ({type(error).__name__}: {str(error)[:100]}); measure again"
-        ) from error
+    except OSError as error:
+        name = Path(str(error.filename)).name
+        raise HarnessError(f"{folder}: {name} cannot be read ({error.strerror}); measure again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {str(error)[:100]}"
+        raise HarnessError(f"{folder}: the agent's tensors make no sense ({said}); measure again") from error
     return Tensors(folder, items, found, files)
 
 
