@@ -38,7 +38,9 @@ from edgewatt.harness.api import (
     UsageError,
 )
 
-OPTIONS = ("agent", "onnxruntime", "key", "folder", "power", "rate_hz", "current_unit", "current_sign", "min_battery")
+OPTIONS = (
+    "agent", "onnxruntime", "key", "folder", "root", "power", "rate_hz", "current_unit", "current_sign", "min_battery",
+)  # fmt: skip
 SOURCES = ("odpm", "powerstats", "perfetto", "gauge", "none")
 """Ways to the phone's power, the most trusted first; "none": no joules."""
 
