@@ -1,0 +1,1 @@
+// ONNX Runtime by its C API, loaded when it is asked for.
