@@ -45,7 +45,7 @@ class AgentMeter(Meter):
         self.device, self.name, self.channels, self.clock = device, name, tuple(channels), clock
         self.job = dict(job)
         nodes = self.job.get("nodes") or ()
-        if len(nodes) == len(self.channels):  # errors are then told by channel
+        if len(nodes) == columns(nodes) == len(self.channels):  # errors are then told by channel
             self.job["nodes"] = [{"name": c.name, **n} for c, n in zip(self.channels, nodes, strict=True)]
         self.period_s = 1 / float(self.job.get("rate_hz", 100))
         self._scale = np.ones(len(self.channels)) if scale is None else np.array(scale, np.float64)
@@ -126,7 +126,7 @@ class AgentMeter(Meter):
 
     def _traced(self) -> Trace:
         told = self._collected
-        t_ns, read_ns, raw = told.samples(len(self.job.get("nodes") or ()) or None)
+        t_ns, read_ns, raw = told.samples(columns(self.job.get("nodes") or ()) or None)
         rising = np.diff(np.maximum.accumulate(t_ns), prepend=t_ns[:1] - 1) > 0
         values = self.converted(raw[rising]) if len(raw) else np.empty((0, len(self.channels)))
         facts: dict[str, Any] = {
@@ -143,6 +143,11 @@ class AgentMeter(Meter):
         if told.ended:
             facts["ended"] = told.ended
         return Trace(self.name, self.clock, self.channels, t_ns[rising] * 1e-9, values, facts)
+
+
+def columns(nodes: Sequence[Facts]) -> int:
+    """How many columns an agent gives for nodes: one each, or one for each of a node's fields."""
+    return sum(len(n.get("fields") or (n,)) for n in nodes)
 
 
 class Collected:
