@@ -191,71 +191,33 @@ def merged(chips: Sequence[Chip], raw: Floats) -> tuple[Floats, Floats, dict[str
     """Reads (n, columns of all chips) as one trace by the chips' stamps: t_s (m,), joules (m, 1 + rails), and counts.
 
     A row is a moment at which a chip was read by its driver; the other chips' rails are NaN there, unless they were
-    read in the same millisecond. A reading holds what was sampled up to then: it stands for half a sample before.
+    read in the same millisecond.
     """
-    parts: list[tuple[Floats, Floats, Floats]] = []  # stamps, joules, restarts of each chip
-    refreshes: dict[str, int] = {}
-    restarts: dict[str, int] = {}
+    parts: list[rails.Counters] = []
     column = 0
     for chip in chips:
         width = len(chip.fields)
-        here = raw[:, column : column + width] if raw.size else np.empty((0, width))
+        parts.append(_refreshes(chip, raw[:, column : column + width] if raw.size else np.empty((0, width))))
         column += width
-        t_ms = here[:, 0]
-        fresh = np.isfinite(t_ms)
-        kept = here[fresh]
-        kept = kept[np.concatenate([[True], np.diff(kept[:, 0]) != 0])[: len(kept)]]
-        n = len(chip.rails)
-        # Energy (or a channel's own time) that falls is a restart; the chip's clock falling is one of the whole phone.
-        fell = np.concatenate([[False], (np.diff(kept[:, 1:], axis=0) < 0).any(axis=1)])[: len(kept)]
-        back = np.concatenate([[False], np.diff(kept[:, 0]) < 0])[: len(kept)]
-        is_late = np.concatenate([[False], kept[1:, 0] < np.maximum.accumulate(kept[:-1, 0])])[: len(kept)]
-        kept, fell = kept[~is_late], (fell | back)[~is_late]
-        half_s = 0.5 / chip.sampling_hz if chip.sampling_hz else 0.0
-        refreshes[chip.name], restarts[chip.name] = len(kept), int(fell.sum())
-        parts.append((kept[:, 0] * 1e-3 - half_s, kept[:, 1 : 1 + n] * QUANTUM_J, fell.astype(np.float64)))
-    names = [r for c in chips for r in c.rails]
-    t_s = np.unique(np.concatenate([t for t, _, _ in parts])) if parts else np.empty(0)
-    values = np.full((len(t_s), 1 + len(names)), np.nan)
-    first = 1
-    for chip, (t, joules, _) in zip(chips, parts, strict=True):
-        values[np.searchsorted(t_s, t), first : first + len(chip.rails)] = joules
-        first += len(chip.rails)
-    values[:, 0] = _sum(chips, parts, t_s)
+    t_s, values = rails.merged(parts)
     seconds = float(np.ptp(t_s)) if len(t_s) > 1 else 0.0
-    rates = {name: n / seconds if seconds else None for name, n in refreshes.items()}
-    return t_s, values, {"refreshes": refreshes, "refresh_hz": rates, "restarts": restarts}
+    named = list(zip(chips, parts, strict=True))
+    return t_s, values, {
+        "refreshes": {c.name: len(p.t_s) for c, p in named},
+        "refresh_hz": {c.name: len(p.t_s) / seconds if seconds else None for c, p in named},
+        "restarts": {c.name: int(p.fell.sum()) for c, p in named},
+    }  # fmt: skip
 
 
-def _sum(chips: Sequence[Chip], parts: Sequence[tuple[Floats, Floats, Floats]], t_s: Floats) -> Floats:
-    """Joules (m,) of all rails that compute, at the stamps of the first chip that has one; elsewhere NaN.
+def _refreshes(chip: Chip, read: Floats) -> rails.Counters:
+    """What the chip itself measured, of reads (n, its columns): repeats dropped, restarts told.
 
-    The other chips are read a moment later and are interpolated to it, but never across a restart.
+    Energy, or a channel's own time, that falls is a restart, never a wrap. A reading holds what the chip had sampled up
+    to then, so it stands for half a sample before its stamp.
     """
-    with_some = [k for k, c in enumerate(chips) if rails.compute(c.rails)]
-    lead = parts[with_some[0]]
-    at = lead[0]
-    whole = np.ones(len(at), bool)
-    segment = np.cumsum(lead[2])
-    total = np.zeros(len(at))
-    for k in with_some:
-        t, joules, fell = parts[k]
-        here = joules[:, [n for n, r in enumerate(chips[k].rails) if rails.rail(r).computes]].sum(axis=1)
-        if k == with_some[0]:
-            total += here
-            whole &= np.isfinite(here)
-            continue
-        known = np.isfinite(here)
-        t, here, own = t[known], here[known], np.cumsum(fell)[known]
-        if len(t) < 2:
-            return np.full(len(t_s), np.nan)
-        i = np.clip(np.searchsorted(t, at, side="right") - 1, 0, len(t) - 2)
-        whole &= (at >= t[0]) & (at <= t[-1]) & ((own[i] == own[i + 1]) | (at == t[i]))
-        total += np.interp(at, t, here)
-        segment = segment + own[i]
-    summed = np.full(len(t_s), np.nan)
-    good = np.flatnonzero(whole)
-    if len(good):
-        is_new = np.diff(segment[good], prepend=segment[good][:1]) != 0
-        summed[np.searchsorted(t_s, at[good])] = rails.since_start(total[good], is_new)
-    return summed
+    known = read[np.isfinite(read[:, 0])]
+    is_later = np.diff(np.maximum.accumulate(known[:, 0]), prepend=-1.0)[: len(known)] > 0
+    fresh = known[is_later]
+    half_s = 0.5 / chip.sampling_hz if chip.sampling_hz else 0.0
+    joules = fresh[:, 1 : 1 + len(chip.rails)] * QUANTUM_J
+    return rails.Counters(chip.rails, fresh[:, 0] * 1e-3 - half_s, joules, rails.falls(fresh[:, 1:]))

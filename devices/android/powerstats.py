@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from edgewatt.devices.agent_meter import AgentMeter
 from edgewatt.devices.android import odpm, rails
 from edgewatt.devices.snapshot import Snapshot
@@ -90,7 +92,8 @@ class PowerStats(AgentMeter):
     def converted(self, raw: Floats) -> Floats:
         """Hundredths of a milliwatt second as joules, their sum before them."""
         joules = raw * QUANTUM_J
-        return rails.with_total(self._names, joules)
+        at = np.arange(len(joules), dtype=np.float64)  # all rails are read by one command
+        return rails.merged([rails.Counters(tuple(self._names), at, joules, rails.falls(joules))])[1]
 
     def _traced(self) -> Trace:
         trace = super()._traced()

@@ -103,23 +103,62 @@ def channels(names: Sequence[str], *, quantum_j: float, age_s: float | None) -> 
     )  # fmt: skip
 
 
-def with_total(names: Sequence[str], joules: Floats) -> Floats:
-    """Counters (n, names) with the sum of those that compute before them, (n, 1 + names); NaN where one is missing.
+@dataclass(frozen=True)
+class Counters:
+    """Counters read together: stamps (n,) in seconds, joules (n, names), and where they restarted (n,), bool."""
 
-    Counters restart one by one, and what the others grew by may hide it. So the sum starts at 0 again whenever one of
-    them falls.
+    names: tuple[str, ...]
+    t_s: Floats
+    joules: Floats
+    fell: npt.NDArray[np.bool_]
+
+
+def merged(parts: Sequence[Counters]) -> tuple[Floats, Floats]:
+    """Parts that were read at moments of their own as one table: stamps (m,), and joules (m, 1 + names).
+
+    A part's rails are NaN at the stamps of others. The sum comes first (`_sum`).
     """
-    part = joules[:, [k for k, n in enumerate(names) if rail(n).computes]]
-    whole = np.isfinite(part).all(axis=1)
-    summed = np.full(len(joules), np.nan)
-    known = part[whole]
-    if len(known):
-        fell = np.concatenate([[False], (np.diff(known, axis=0) < 0).any(axis=1)])
-        summed[whole] = since_start(known.sum(axis=1), fell)
-    return np.column_stack([summed, joules])
+    t_s = np.unique(np.concatenate([p.t_s for p in parts])) if parts else np.empty(0)
+    values = np.full((len(t_s), 1 + sum(len(p.names) for p in parts)), np.nan)
+    first = 1
+    for p in parts:
+        values[np.searchsorted(t_s, p.t_s), first : first + len(p.names)] = p.joules
+        first += len(p.names)
+    values[:, 0] = _sum(parts, t_s)
+    return t_s, values
 
 
-def since_start(joules: Floats, fell: npt.NDArray[np.bool_]) -> Floats:
-    """A counter (n,) from 0 at its first reading, and from 0 again at each that is the first of a new segment."""
-    first = np.maximum.accumulate(np.where(fell, np.arange(len(joules)), 0))
-    return np.asarray(joules - joules[first])
+def _sum(parts: Sequence[Counters], t_s: Floats) -> Floats:
+    """Joules (m,) of all rails that compute, at the stamps of the first part that has one; elsewhere NaN.
+
+    The other parts are read a moment later and are interpolated to it, but never across a restart. Counters restart one
+    by one, and what the others grow by may hide it: so the sum starts at 0 again whenever one of them does.
+    """
+    added = [p for p in parts if compute(p.names)]
+    summed = np.full(len(t_s), np.nan)
+    if not added:
+        return summed
+    at = added[0].t_s
+    whole, segment, total = np.ones(len(at), bool), np.zeros(len(at)), np.zeros(len(at))
+    for p in added:
+        here = p.joules[:, [k for k, n in enumerate(p.names) if rail(n).computes]].sum(axis=1)
+        known = np.isfinite(here)
+        t, here, own = p.t_s[known], here[known], np.cumsum(p.fell)[known]
+        if len(t) < 2:
+            return summed
+        i = np.clip(np.searchsorted(t, at, side="right") - 1, 0, len(t) - 2)
+        is_same = (own[i] == own[i + 1]) | (at == t[i]) | (at == t[i + 1])
+        whole &= (at >= t[0]) & (at <= t[-1]) & is_same & ((p is not added[0]) | np.isin(at, t))
+        total += np.interp(at, t, here)
+        segment += np.where(at == t[i + 1], own[i + 1], own[i])
+    good = np.flatnonzero(whole)
+    if len(good):
+        is_new = np.diff(segment[good], prepend=segment[good][:1]) != 0
+        first = np.maximum.accumulate(np.where(is_new, np.arange(len(good)), 0))
+        summed[np.searchsorted(t_s, at[good])] = total[good] - total[good][first]
+    return summed
+
+
+def falls(counters: Floats) -> npt.NDArray[np.bool_]:
+    """Where a counter of (n, k) is below what it was at the row before, (n,)."""
+    return np.concatenate([[False], (np.diff(counters, axis=0) < 0).any(axis=1)])[: len(counters)]
