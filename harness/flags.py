@@ -23,6 +23,8 @@ DRAWN_SCENES = "drawn_scenes"
 BUSY = "busy"
 HOT = "hot"
 SLOW_CLOCKS = "slow_clocks"
+LOW_BATTERY = "low_battery"
+SCREEN_ON = "screen_on"
 
 TIMING_METRICS = ("latency_s", "latency_p90_s", "latency_p99_s", "throughput_fps")
 NET_METRICS = ("power_net_w", "energy_net_j", "energy_per_inference_net_j")
@@ -105,6 +107,14 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     SLOW_CLOCKS: (
         "The processor's clocks are held below what it can do.",
+        (),
+    ),
+    LOW_BATTERY: (
+        "The battery was low when the run began; devices slow down then, and gauges err most.",
+        (),
+    ),
+    SCREEN_ON: (
+        "The screen was on when the run began; its power is in every joule that the battery gave.",
         (),
     ),
     FEW_SAMPLES: (

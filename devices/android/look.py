@@ -111,9 +111,8 @@ def parsed(said: bytes, word: str, stderr: str = "") -> tuple[dict[str, dict[str
     parts = said.decode("utf-8", "replace").split(word)
     if len(parts) < 3 or parts[-2].strip() != "end":
         if len(parts) == 1 and stderr.strip():
-            raise UsageError(
-                f"the phone's shell cannot be asked ({stderr.strip().splitlines()[0][:200]}); see docs/android.md"
-            )
+            said = stderr.strip().splitlines()[0][:200]
+            raise UsageError(f"the phone's shell cannot be asked ({said}); see docs/android.md")
         raise TransientError("the phone's answer was cut short; try again")
     files: dict[str, dict[str, str]] = {}
     tools: dict[str, dict[str, object]] = {}
