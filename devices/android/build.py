@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import platformdirs
@@ -62,10 +63,18 @@ def build(abi: str, *, ndk: Path | None = None, include: Path | None = None) -> 
 
 
 def compile_with(compiler: Sequence[str], to: Path, include: Path | None, *more: str) -> None:
-    """One call of a compiler for all sources (and `more` words); HarnessError with what it said if it fails."""
+    """Compiles all sources, and those among the words in `more` (the others are passed on); links them to `to`.
+
+    HarnessError with what the compiler said if it fails.
+    """
     engine = [] if include is None else ["-DEDGEWATT_ORT", "-isystem", str(include)]
-    sources = [str(path) for path in sorted(SOURCE.glob("*.cpp"))]
-    _done([*compiler, *FLAGS, f"-I{SOURCE}", *engine, *sources, *more, "-o", str(to), "-ldl"])
+    flags = [*FLAGS, f"-I{SOURCE}", *engine, *(word for word in more if not word.endswith(".cpp"))]
+    sources = [*sorted(SOURCE.glob("*.cpp")), *(Path(word) for word in more if word.endswith(".cpp"))]
+    with tempfile.TemporaryDirectory(prefix="edgewatt-") as folder, ThreadPoolExecutor(os.cpu_count()) as several:
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
+        commands = [[*compiler, *flags, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)]
+        list(several.map(_done, commands))
+        _done([*compiler, *flags, *objects, "-o", str(to), "-ldl"])
 
 
 def _kept(abi: str) -> Path:

@@ -1,11 +1,15 @@
 """Agents started plainly, without the transport, to see what they write."""
 
+import atexit
 import base64
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,9 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgewatt.devices.android import build
 from edgewatt.devices.transport import AGENT
 
 TESTS = Path(__file__).resolve().parent.parent
+SLEEPER = TESTS / "support/native_sleeper.cpp"
 MISSING = -(2**63)
 
 
@@ -35,6 +41,7 @@ class Plain:
     folder: Path
     verbs: tuple[str, ...] = ("hello", "clock", "sample", "run")
     environment: dict[str, str] = field(default_factory=environment)
+    runner: str = "support.fake_runner:Sleeper"  # sleeps `first_s`, then `second_s`
     status: int | None = None
     stderr: str = ""
 
@@ -80,6 +87,59 @@ def python_agents(folder: Path) -> dict[str, Plain]:
                 f"python3.{minor}", [str(python), str(AGENT)], folder, ("hello", "clock", "sample")
             )
     return found
+
+
+def agent_of(kind: str, folder: Path) -> Plain:
+    """The agent of that kind ("python", "python3.8", "native", "aarch64"); the test is skipped where it cannot run."""
+    if kind == "native":
+        return Plain(kind, [str(native())], folder, runner="native:sleep")
+    if kind == "aarch64":
+        return Plain(kind, ["qemu-aarch64", str(native_aarch64())], folder, ("hello", "clock", "sample"))
+    found = python_agents(folder)
+    if kind not in found:
+        pytest.skip(f"no {kind} here")
+    return found[kind]
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="edgewatt-agents-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def _native(include: str) -> Path:
+    path = _folder() / "edgewatt-agent"
+    more = os.environ.get("EDGEWATT_TEST_CXXFLAGS", "-O1").split()  # such as -fsanitize=address,undefined
+    build.compile_with(["c++"], path, Path(include) if include else None, "-Werror", *more, str(SLEEPER))
+    return path
+
+
+def native() -> Path:
+    """The native agent with the tests' runner in it, compiled once; with onnxruntime if its header is here."""
+    if not shutil.which("c++"):
+        pytest.skip("no C++ compiler (c++) here")
+    return _native(ort_include())
+
+
+def ort_include() -> str:
+    """The folder of onnxruntime's C header, "" where nobody told of one."""
+    return os.environ.get("EDGEWATT_ORT_INCLUDE", "")
+
+
+@functools.cache
+def _native_aarch64() -> Path:
+    os.environ.setdefault("EDGEWATT_CACHE", str(_folder()))
+    return build.build("arm64-v8a")
+
+
+def native_aarch64() -> Path:
+    """The sampler for phones as zig makes it, compiled once; it runs by qemu-aarch64."""
+    if not shutil.which("qemu-aarch64"):
+        pytest.skip("no qemu-aarch64 here")
+    pytest.importorskip("ziglang", reason="no ziglang here")
+    return _native_aarch64()
 
 
 def old_python(minor: int) -> Path:

@@ -253,11 +253,7 @@ void show(const Value& value, std::string& out) {
         case Value::Kind::boolean: out += value.boolean ? "True" : "False"; break;
         case Value::Kind::integer: out += std::to_string(value.integer); break;
         case Value::Kind::real: out += number(value.real); break;
-        case Value::Kind::text: {
-            const std::string inside = quoted(value.text);  // on one line
-            out += "'" + inside.substr(1, inside.size() - 2) + "'";
-            break;
-        }
+        case Value::Kind::text: out += shown_text(value.text); break;
         case Value::Kind::list:
             out += "[";
             for (std::size_t k = 0; k < value.items.size(); ++k) {
@@ -277,6 +273,11 @@ void show(const Value& value, std::string& out) {
 }
 }  // namespace
 
+std::string shown_text(const std::string& text) {
+    const std::string inside = in_quotes(text);  // on one line
+    return "'" + inside.substr(1, inside.size() - 2) + "'";
+}
+
 std::string shown(const Value& value) {
     std::string out;
     show(value, out);
@@ -286,7 +287,7 @@ std::string shown(const Value& value) {
     return out.substr(0, cut) + "…";
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
     std::string out = "\"";
     for (std::size_t at = 0; at < text.size();) {
         const char c = text[at];
@@ -327,9 +328,15 @@ std::string list(const std::vector<std::string>& values) {
 
 Object& Object::raw(std::string_view key, std::string_view json) {
     if (!inside_.empty()) inside_ += ',';
-    inside_ += quoted(key);
+    inside_ += in_quotes(key);
     inside_ += ':';
     inside_ += json;
+    return *this;
+}
+
+Object& Object::add(const Object& more) {
+    if (!inside_.empty() && !more.inside_.empty()) inside_ += ',';
+    inside_ += more.inside_;
     return *this;
 }
 
@@ -337,7 +344,7 @@ Object& Object::add(std::string_view key, double value) { return raw(key, number
 
 Object& Object::add(std::string_view key, const std::vector<std::string>& texts) {
     std::vector<std::string> values;
-    for (const std::string& text : texts) values.push_back(quoted(text));
+    for (const std::string& text : texts) values.push_back(in_quotes(text));
     return raw(key, list(values));
 }
 

@@ -33,9 +33,10 @@ Value parsed(std::string_view document, std::size_t most_deep = 64);
 
 // A value as messages quote it, in the words the Python agent uses ('text', None, True), cut to about 200 characters.
 std::string shown(const Value& value);
+std::string shown_text(const std::string& text);
 
 // A text as a JSON string; bytes that are no UTF-8 become U+FFFD.
-std::string quoted(std::string_view text);
+std::string in_quotes(std::string_view text);
 
 // Builds one object, its members in the order they are added.
 class Object {
@@ -44,13 +45,14 @@ public:
     explicit Object(std::string_view event) { add("event", std::string(event)); }
 
     Object& raw(std::string_view key, std::string_view json);  // `json` is a value already
-    Object& add(std::string_view key, const std::string& text) { return raw(key, quoted(text)); }
-    Object& add(std::string_view key, const char* text) { return raw(key, quoted(text)); }
+    Object& add(std::string_view key, const std::string& text) { return raw(key, in_quotes(text)); }
+    Object& add(std::string_view key, const char* text) { return raw(key, in_quotes(text)); }
     Object& add(std::string_view key, bool value) { return raw(key, value ? "true" : "false"); }
     Object& add(std::string_view key, int64_t value) { return raw(key, std::to_string(value)); }
     Object& add(std::string_view key, int value) { return raw(key, std::to_string(value)); }
     Object& add(std::string_view key, double value);  // null where it is no number
     Object& add(std::string_view key, const std::vector<std::string>& texts);
+    Object& add(const Object& more);  // its members
     std::string str() const { return "{" + inside_ + "}"; }
 
 private:

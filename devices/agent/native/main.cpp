@@ -122,7 +122,8 @@ std::string one_line(const std::string& text) {
 
 int whole(const std::string& verb, const std::string& path) {
     const bool has_suffix = path.size() > 5 && path.compare(path.size() - 5, 5, ".json") == 0;
-    Agent agent(verb, (has_suffix ? path.substr(0, path.size() - 5) : path) + ".events.jsonl");
+    // Never destroyed: its threads use it until the process ends.
+    Agent& agent = *new Agent(verb, (has_suffix ? path.substr(0, path.size() - 5) : path) + ".events.jsonl");
     std::string refusal;
     json::Value job;
     try {

@@ -47,10 +47,10 @@ struct Column {
         const std::string text(about.substr(0, 60));
         switch (kind) {
             case 0: error = text; break;
-            case 1: error = about.empty() ? "empty" : "no integer: " + json::quoted(text); break;
-            case 2: error = "no line that begins with " + json::quoted(line); break;
-            case 3: error = "none of the words: " + json::quoted(text); break;
-            case 4: error = "no such number: " + json::quoted(text); break;
+            case 1: error = about.empty() ? "empty" : "no integer: " + json::in_quotes(text); break;
+            case 2: error = "no line that begins with " + json::in_quotes(line); break;
+            case 3: error = "none of the words: " + json::in_quotes(text); break;
+            case 4: error = "no such number: " + json::in_quotes(text); break;
         }
         return missing;
     }
