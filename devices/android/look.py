@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from edgewatt.devices.snapshot import Snapshot
-from edgewatt.harness.api import TransientError, UsageError
+from edgewatt.harness.api import HarnessError, TransientError, UsageError
 
 LONGEST_TEXT = 16 << 10  # bytes of a file; sysfs attributes are one page at most
 LONGEST_ANSWER = 64 << 10  # bytes of a tool's answer
@@ -71,6 +71,10 @@ p "$w end $w"
 _TROUBLE = re.compile(r"^.*: ")  # "head: cannot open '/x' for reading: Permission denied": the last part is the reason
 
 
+Files = dict[str, dict[str, str]]
+Answers = dict[str, dict[str, object]]
+
+
 class _Done(Protocol):
     @property
     def stdout(self) -> bytes: ...
@@ -94,19 +98,37 @@ def look(shell: Shell, patterns: Sequence[str], tools: Mapping[str, Sequence[str
         TransientError: the answer came cut short.
         UsageError: what answers there is no shell that can do this.
     """
-    word = secrets.token_hex(16)
-    told = {**tools, **_OWN}
-    words = [w for name, argv in told.items() for w in (name, str(len(argv)), *argv)]
-    fill = {"SIZE": LONGEST_TEXT + 1, "ANSWER": LONGEST_ANSWER, "TOOL_S": TOOL_S, "FILES": MOST_FILES}
-    script = re.sub(r"@(\w+)@", lambda m: str(fill[m[1]]), _SCRIPT)
-    done = shell(script, word, str(len(patterns)), *patterns, *words, timeout_s=LONGEST_S)
-    files, answers = parsed(done.stdout, word, done.stderr)
+    files, answers = _asked(shell, list(patterns), {**tools, **_OWN})
     who, room = (answers.pop(name, {}) for name in _OWN)
     uid, groups = _user(str(who.get("out", "")))
     return Snapshot(files, {}, answers, _bytes(str(room.get("out", ""))), uid == 0, groups)
 
 
-def parsed(said: bytes, word: str, stderr: str = "") -> tuple[dict[str, dict[str, str]], dict[str, dict[str, object]]]:
+def _asked(shell: Shell, patterns: list[str], tools: dict[str, Sequence[str]]) -> tuple[Files, Answers]:
+    word = secrets.token_hex(16)
+    words = [w for name, argv in tools.items() for w in (name, str(len(argv)), *argv)]
+    fill = {"SIZE": LONGEST_TEXT + 1, "ANSWER": LONGEST_ANSWER, "TOOL_S": TOOL_S, "FILES": MOST_FILES}
+    script = re.sub(r"@(\w+)@", lambda m: str(fill[m[1]]), _SCRIPT)
+    try:
+        done = shell(script, word, str(len(patterns)), *patterns, *words, timeout_s=LONGEST_S)
+    except (TransientError, UsageError):
+        raise
+    except HarnessError:  # too long for the adb of phones before Android 7, which take 4 KiB: in two halves
+        if len(patterns) + len(tools) < 2:
+            raise
+        both = [*patterns, *tools]
+        half = len(both) // 2
+        found: tuple[Files, Answers] = ({}, {})
+        for part in (both[:half], both[half:]):
+            of_patterns = [p for p in part if p not in tools]
+            files, answers = _asked(shell, of_patterns, {n: argv for n, argv in tools.items() if n in part})
+            found[0].update(files)
+            found[1].update(answers)
+        return found
+    return parsed(done.stdout, word, done.stderr)
+
+
+def parsed(said: bytes, word: str, stderr: str = "") -> tuple[Files, Answers]:
     """Files by path and answers by tool, of what the script printed with that word."""
     parts = said.decode("utf-8", "replace").split(word)
     if len(parts) < 3 or parts[-2].strip() != "end":
@@ -114,8 +136,8 @@ def parsed(said: bytes, word: str, stderr: str = "") -> tuple[dict[str, dict[str
             said = stderr.strip().splitlines()[0][:200]
             raise UsageError(f"the phone's shell cannot be asked ({said}); see docs/android.md")
         raise TransientError("the phone's answer was cut short; try again")
-    files: dict[str, dict[str, str]] = {}
-    tools: dict[str, dict[str, object]] = {}
+    files: Files = {}
+    tools: Answers = {}
     path = name = ""
     at = 1
     while at < len(parts):
