@@ -15,12 +15,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgewatt.devices.agent_meter import AgentMeter
 from edgewatt.devices.android import odpm
 from edgewatt.devices.snapshot import Snapshot
-from edgewatt.harness.api import Channel, Device, Floats, Meter, Trace, UsageError
-from edgewatt.harness.energy_samples import GapError, samples
+from edgewatt.harness.api import Channel, Device, Floats, Ints, Meter, Trace, UsageError
 
 PATTERNS = tuple(
     f"/sys/class/power_supply/*/{name}"
@@ -48,6 +48,8 @@ _WATCH = (
     'read -r q < "$1/charge_counter"; echo "$u $c $q"; i=$((i+1)); sleep "$3"; done'
 )
 _AGREE = 30.0  # the units are a factor of 1000 apart; this is about its root
+_TOGETHER, _OFTEN = 0.9, 0.9  # see `refreshes`
+_REGULAR, _CORRECTION = 0.75, 0.1  # see `_regular`
 _FEW = 3  # a charge counter that moved fewer times may just have taken one coarse step
 
 
@@ -286,30 +288,38 @@ class BatteryGauge(AgentMeter):
     def _traced(self) -> Trace:
         trace = super()._traced()
         gauge, facts = self._gauge, dict(trace.facts)
-        period_s = refresh_s(trace.t_s, trace.column("battery current"), trace.column("battery voltage"))
+        told = refreshes(trace.t_s, trace.column("battery current"), trace.column("battery voltage"))
         facts |= {
             "current_unit": gauge.unit,
             "current_sign": gauge.sign,
             "current_told_by": gauge.why,
-            "update_period_s": period_s,
+            "update_period_s": told.period_s,
             "reads": len(trace.t_s),
-            "refreshes": int(np.count_nonzero(np.diff(trace.column("battery current")))) + bool(len(trace.t_s)),
+            "refreshes": int(told.is_new.sum()) + bool(len(trace.t_s)),
         }
-        values, wrong = trace.values, self._contradiction(trace)
+        wrong = self._contradiction(trace)
+        if told.period_s:
+            # A reading may be that of its moment or the mean since the one before it, so it stands for the moment it
+            # was made or for half a period earlier. Midway between both it is off by a quarter either way.
+            read_s = float(np.median(np.diff(trace.t_s)))
+            fed = _since(trace.column("battery charging"), told.rows)
+            values = trace.values[told.rows]
+            values[:, 1] = fed
+            trace = replace(trace, t_s=told.t_s - told.period_s / 4, values=values)
+            facts |= {"read_s": read_s, "command_s": facts.get("read_s"), "missing": int(np.isnan(values).sum())}
         if wrong:
-            values = values.copy()
+            values = trace.values.copy()
             values[:, 0] = np.nan
-            errors = dict(facts.get("errors") or {})
-            facts["errors"] = errors | {"battery power": {"count": len(values), "text": wrong}}
-        step_a = UNITS[gauge.unit]
-        power = replace(trace.channels[0], quantum=float(step_a * np.nanmedian(trace.column("battery voltage"))))
-        trace = replace(trace, channels=(power, *trace.channels[1:]), values=values, facts=facts)
-        # A register renewed at a pace of its own. Where readings show that they are held, the harness sees to it; where
-        # a still or stepwise power hides it, any may be as old as the period, or the mean of one: up to that late.
-        if period_s and not _is_held(trace):
-            power = replace(power, age_s=period_s)
-            trace = replace(trace, channels=(power, *trace.channels[1:]))
-        return trace
+            trace = replace(trace, values=values)
+            facts["errors"] = {**(facts.get("errors") or {}), "battery power": {"count": len(values), "text": wrong}}
+        volts = trace.column("battery voltage")
+        power = replace(
+            trace.channels[0],
+            quantum=UNITS[gauge.unit] * float(np.nanmedian(volts)) if np.isfinite(volts).any() else None,
+            # Twice that quarter: the power at the ends is known as a mean over two periods, smoother than it is.
+            age_s=told.period_s / 2 if told.period_s else None,
+        )
+        return replace(trace, channels=(power, *trace.channels[1:]), facts=facts)
 
     def _contradiction(self, trace: Trace) -> str:
         """What the charge counter has against the unit or the sign that was applied; "" where nothing."""
@@ -325,22 +335,72 @@ def _is_wanted(device: Device) -> bool:
     return device.kind == "android" and odpm.wanted(device, "gauge")
 
 
-def _is_held(trace: Trace) -> bool:
-    try:
-        return samples(trace, "battery power").held
-    except GapError:
-        return True
+@dataclass(frozen=True)
+class Refreshes:
+    """When a gauge renewed its readings: every `period_s` (None: it did not show), seen for the first time at `is_new`.
 
-
-def refresh_s(t_s: Floats, current: Floats, voltage: Floats) -> float | None:
-    """Mean time between two refreshes of the current (s), or of the voltage where that stands still; None: unknown.
-
-    Intervals in which a refresh brought the same value are left out.
+    `rows` (m,) are the reads that show what it held at `t_s` (m,): a value that stayed was renewed in between.
     """
-    for column in (current, voltage):
-        good = np.isfinite(column)
-        at = t_s[good][1:][np.diff(column[good]) != 0]
-        if len(at) > _FEW:
-            spans, read_s = np.diff(at), float(np.median(np.diff(t_s)))
-            return float(np.mean(spans[spans <= 1.5 * np.quantile(spans, 0.25) + 1.01 * read_s]))
-    return None
+
+    period_s: float | None
+    is_new: npt.NDArray[np.bool_]
+    rows: Ints
+    t_s: Floats
+
+
+def refreshes(t_s: Floats, current: Floats, voltage: Floats) -> Refreshes:
+    """The refreshes behind reads (n,) of the current and the voltage.
+
+    A still load may leave the current as it is at most refreshes. Where it changes only as the voltage does, which is
+    read more often than it is refreshed, both come of one register, and either tells of a refresh. Else the current
+    does, the slower of both.
+    """
+    moved_a = np.concatenate([[False], np.diff(current) != 0])[: len(t_s)] & np.isfinite(current)
+    moved_v = np.concatenate([[False], np.diff(voltage) != 0])[: len(t_s)] & np.isfinite(voltage)
+    either = moved_a | moved_v
+    read_s = float(np.median(np.diff(t_s))) if len(t_s) > 1 else 0.0
+    is_one = (moved_a & moved_v).sum() >= _TOGETHER * moved_a.sum() and np.mean(either) < _OFTEN
+    is_new = either if is_one else moved_a
+    period_s = _pace_s(t_s[is_new], read_s)
+    every = np.arange(len(t_s))
+    if period_s is None or period_s < read_s / _OFTEN:
+        return Refreshes(None, is_new, every, t_s)
+    first = np.flatnonzero(is_new)  # reads that saw something new; made since the read before
+    made = _regular((t_s[first] + t_s[first - 1]) / 2, period_s, read_s)
+    rows, stamps = [], []
+    begin = np.arange(made[0] - period_s, t_s[0] - period_s, -period_s)[::-1]
+    rows.append(np.zeros(len(begin), np.int64))
+    stamps.append(begin)
+    for k, i in enumerate(first):
+        last = t_s[-1] if k + 1 == len(first) else made[k + 1] - period_s / 2
+        at = np.arange(made[k], max(last, made[k]) + 1e-9, period_s)
+        rows.append(np.full(len(at), i))
+        stamps.append(at)
+    return Refreshes(period_s, is_new, np.concatenate(rows), np.concatenate(stamps))
+
+
+def _pace_s(at_s: Floats, read_s: float) -> float | None:
+    """Mean time between changes (n,), without those that span several refreshes; None for too few."""
+    if len(at_s) <= _FEW:
+        return None
+    spans = np.diff(at_s)
+    return float(np.mean(spans[spans <= 1.5 * np.quantile(spans, 0.25) + 1.01 * read_s]))
+
+
+def _regular(made_s: Floats, period_s: float, read_s: float) -> Floats:
+    """Times of refreshes (n,), each known to half a read, on a straight line where they keep to one within that."""
+    turn = np.zeros(len(made_s))
+    expected = made_s[0]
+    for k in range(1, len(made_s)):  # counted from where a slowly corrected clock of that period expects them
+        turns = max(1.0, np.round((made_s[k] - expected) / period_s))
+        expected += turns * period_s
+        expected += _CORRECTION * (made_s[k] - expected)
+        turn[k] = turn[k - 1] + turns
+    line = np.polynomial.Polynomial.fit(turn, made_s, 1)(turn)
+    return np.asarray(line if np.max(np.abs(line - made_s)) <= _REGULAR * read_s else made_s)
+
+
+def _since(fed: Floats, rows: Ints) -> Floats:
+    """For each of the rows whether anything fed the phone at it or at a read after it, up to the next row's."""
+    after = np.append(rows[1:], len(fed))
+    return np.array([np.nanmax(np.append(fed[i : max(j, i + 1)], fed[i])) for i, j in zip(rows, after, strict=True)])

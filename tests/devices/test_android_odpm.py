@@ -172,7 +172,6 @@ def test_restart_that_shows_in_a_channel_s_own_time_alone_is_one() -> None:
 
 def test_two_chips_with_stamps_of_their_own_make_one_trace() -> None:
     seen = snapshot("pixel6")
-    found, _ = odpm.chips(seen)
     rows = []
     for k in range(6):
         first, second = 1000 + 160 * k, 1003 + 160 * k

@@ -74,7 +74,7 @@ def packed(numbers: Any) -> str:
 
 
 def snapshot(name: str, **changed: str | None) -> Snapshot:
-    """What a phone of the lab said; `changed` gives files (by the end of their path) other texts, or takes them away."""
+    """What a phone of the lab said; `changed` gives files (by the end of their path) other texts; None: no file."""
     told = json.loads((DATA / f"{name}.json").read_text("utf-8"))
     files = told["files"]
     for path in list(files):
