@@ -1,0 +1,732 @@
+"""Phones over adb: commands, files, and agents that outlive a lost link.
+
+An agent on a phone writes its events into a spool and goes on when the link drops; the harness connects again and reads
+what it missed. A file whose content we change every few seconds tells it that the harness lives.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import queue
+import re
+import secrets
+import shlex
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from edgewatt.devices.agent.agent import now_ns
+from edgewatt.devices.android import sync
+from edgewatt.devices.android.link import Link, Stream, Usb, wire_to
+from edgewatt.devices.ssh import _digest, _held, _readable
+from edgewatt.devices.transport import Lines, Transport
+from edgewatt.harness import clocks
+from edgewatt.harness.api import AgentProcess, ClockOffset, Exit, Facts, HarnessError, TransientError, UsageError
+
+FOLDER = "/data/local/tmp/edgewatt"
+HEARTBEAT_S = 60.0  # an agent whose harness has been silent for so long ends by itself
+BEAT_S = 10.0  # a command on the phone each time, some milliseconds of its time
+RELINK_S = 45.0  # how long a phone that was there is tried again
+AGAIN_S = (0.25, 0.5, 1.0, 2.0)  # waits between tries, the last one again and again
+TRIES = 3  # of what may be done twice
+ASK_S = 0.4  # between two looks into the spool of an agent whose link was lost
+SAY_S = 10.0  # how often one that waits for a phone says so, so that it is not taken for hung
+PINGS = 30
+UPTIME_STEP_S = 0.01  # what /proc/uptime counts in
+MOST_OUT = 64 << 20  # bytes of a command's output
+_V2 = "shell_v2"
+_STDIN, _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = range(5)
+
+T = TypeVar("T")
+
+# Whether the process whose pid stands in file $1 is the agent of the job $2: prints its pid, or nothing.
+_PID_OF = (
+    'p=$(cat "$1" 2>/dev/null) && [ -n "$p" ] && tr "\\0" " " <"/proc/$p/cmdline" 2>/dev/null | grep -qF -- "$2" '
+    '&& ! grep -q "^State:.*Z" "/proc/$p/status" && echo "$p"'
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command on the phone ended, and what it said. `status` None: a signal ended the shell itself."""
+
+    status: int | None
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        """What it printed, as text."""
+        return self.stdout.decode(errors="replace")
+
+    @property
+    def why(self) -> str:
+        """What it said on stderr, in one line."""
+        return " ".join(self.stderr.split())[:300] or f"status {self.status}"
+
+
+class Adb(Transport):
+    """A phone at HOST:PORT, or by its serial on USB. Nothing is connected before it is needed."""
+
+    def __init__(
+        self, address: str, *, agent: Path | None = None, key: Path | None = None, folder: str = FOLDER
+    ) -> None:
+        """`agent` is the native agent for this phone (None: nothing of ours may be executed there)."""
+        self.name = self.serial = address
+        self.python = ""
+        self.agent, self.folder = agent, folder
+        self.is_usb = isinstance(wire_to(address), Usb)
+        self._key = key
+        self._link: Link | None = None
+        self._connecting = threading.RLock()
+        self._started: list[AdbAgent | ShellSampler] = []
+        self._number = 0
+        self._session = f"{folder}/jobs/{_ours()}-{secrets.token_hex(4)}"
+        self._has_session = self._was_there = False
+        self._keeper: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._restart_as_root = False
+
+    # -- commands
+
+    def shell(self, script: str, *words: str, stdin: bytes = b"", timeout_s: float = 30.0, tries: int = 1) -> Done:
+        """A script in the phone's own shell, with `words` as $1, $2, … (this is the one place that quotes them).
+
+        `tries` more than one: of what may be done twice, should the link be lost meanwhile. TransientError if the phone
+        cannot be reached or does not end it in time.
+        """
+        text = f"set -- {shlex.join(words)}\n{script}" if words else script
+        return self._tried(lambda link: self._run(link, text, stdin, timeout_s), tries)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What the phone's daemon says it can do."""
+        return self.connected().features
+
+    def root(self) -> None:
+        """Restarts the phone's adb daemon as root (`adb root`); UsageError if it does not let us."""
+        stream = self.connected().open("root:")
+        said = b"" if stream is None else b"".join(stream.chunks(10.0))
+        if b"cannot" in said or stream is None:
+            step = "only userdebug and eng builds do; leave root out"
+            raise UsageError(f"{self.name}: adb does not run as root ({said.decode(errors='replace').strip()}); {step}")
+        if b"already" not in said:
+            deadline = time.monotonic() + RELINK_S
+            self._drop()
+            while self.shell("id -u", tries=TRIES).text.strip() != "0":
+                if time.monotonic() > deadline:
+                    raise UsageError(f"{self.name}: adb root was taken and had no effect; leave root out")
+                self._drop()
+                time.sleep(0.5)
+
+    def _run(self, link: Link, text: str, stdin: bytes, timeout_s: float) -> Done:
+        if _V2 in link.features:
+            if len(text) + 32 > link.most_bytes:
+                raise HarnessError(f"{self.name}: a script of {len(text)} bytes is too long for the phone")
+            stream = link.open(f"shell,v2,raw:{text}")
+            if stream is not None:
+                return _by_v2(self.name, stream, stdin, timeout_s)
+        return self._by_marks(link, text, stdin, timeout_s)
+
+    def _by_marks(self, link: Link, text: str, stdin: bytes, timeout_s: float) -> Done:
+        """On phones before Android 7: no exit codes and one output, so the script says where it ended and how."""
+        mark = secrets.token_hex(8)
+        errors = f"/data/local/tmp/.edgewatt-{mark}"
+        feed = f"head -c {len(stdin)} | " if stdin else ""
+        whole = f'{feed}( {text}\n) 2>{errors}; echo; echo "{mark} $?"; cat {errors}; rm -f {errors}'
+        if len(whole) + 8 > link.most_bytes:
+            sync.push_bytes(link, whole.encode(), f"{errors}.sh")
+            whole = f"sh {errors}.sh; rm -f {errors}.sh"
+        stream = link.open(f"exec:{whole}")
+        if stream is None:
+            raise UsageError(f"{self.name}: its adb daemon has neither shell v2 nor exec; Android 5 or later is needed")
+        try:
+            if stdin:
+                stream.write(stdin)
+            said = _all(self.name, stream.chunks, timeout_s)
+        finally:
+            stream.close()
+        out, found, rest = said.partition(f"\n{mark} ".encode())
+        if not found:
+            raise TransientError(f"{self.name}: a command was cut short")
+        status, _, stderr = rest.partition(b"\n")
+        return Done(int(status), out, stderr.decode(errors="replace"))
+
+    # -- what every transport does
+
+    def start(self, verb: str, job: Facts, python: str | None = None) -> AdbAgent:
+        """The native agent. UsageError if there is none for this phone."""
+        if self.agent is None:
+            raise UsageError(f"{self.name}: there is no native agent for it; edgewatt agent build makes one")
+        agent = self.put(self.agent)
+        is_ping = bool(job.get("ping"))  # it lives as long as it is asked, and reads stdin itself
+        heart = {} if is_ping else {"heartbeat_file": self._beat(), "heartbeat_s": HEARTBEAT_S}
+        started = AdbAgent(self, agent, verb, self._job(verb, {**job, "spool": True, **heart}))
+        self._started.append(started)
+        return started
+
+    def shell_sampler(self, job: Facts) -> ShellSampler:
+        """The phone's own shell samples nodes, where nothing of ours may be executed: slower, and said so."""
+        started = ShellSampler(self, job, self._job("sample", dict(job)), self._beat())
+        self._started.append(started)
+        return started
+
+    def put(self, path: Path) -> str:
+        """The file or folder on the phone, below `folder`/files, pushed if content like it is not there yet."""
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        with _readable(path):
+            digest = _digest(path)
+        home = f"{self.folder}/files/{digest}"
+        target = f"{home}/{path.name}"
+        if target not in self._known and self.shell('[ -e "$1" ]', target, tries=TRIES).status != 0:
+            with _readable(path):
+                self._tried(lambda link: self._push(link, path, home), TRIES)
+        self._known.add(target)
+        return target
+
+    def get(self, remote: str, into: Path) -> Path:
+        """A copy of `remote` in the folder `into`; HarnessError if it cannot be had."""
+        where = PurePosixPath(remote)
+        script = 'cd "$1" && { [ -d "$2" ] || [ -f "$2" ]; } && find "$2" -type d && echo && find "$2" -type f'
+        listed = self.shell(script, str(where.parent), where.name, tries=TRIES)
+        if listed.status != 0:
+            raise HarnessError(f"{self.name}: {remote} cannot be fetched: {listed.why}")
+        folders, _, files = listed.text.partition("\n\n") if not listed.text.startswith("\n") else ("", "", listed.text)
+        try:
+            for name in filter(None, folders.split("\n")):
+                (into / _harmless(name, where.name)).mkdir(parents=True, exist_ok=True)
+            for name in filter(None, files.split("\n")):
+                target = into / _harmless(name, where.name)
+                source = f"{where.parent}/{name}"
+                self._tried(functools.partial(sync.pull, remote=source, into=target), TRIES)
+        except OSError as error:
+            raise HarnessError(f"{remote}: cannot be copied into {into}: {error}") from error
+        return into / where.name
+
+    def scratch(self) -> str:
+        self._number += 1
+        folder = f"{self._session}/scratch-{self._number}"
+        self._made_session()
+        done = self.shell('mkdir -p "$1"', folder, tries=TRIES)
+        if done.status != 0:
+            raise UsageError(f"{self.name}: no folder for temporary files can be made: {done.why}; name another folder")
+        return folder
+
+    def clock_offset(self) -> ClockOffset:
+        """The phone's clock minus ours, from the quickest of some round trips.
+
+        Without an agent by /proc/uptime, which counts in 10 ms: that is added to the bound.
+        """
+        pings = self._pings_by_agent() if self.agent is not None else self._pings_by_uptime()
+        offset = clocks.offset(pings)
+        if self.agent is not None:
+            return offset
+        half_s = UPTIME_STEP_S / 2  # it is cut, so the true time is half a step later on average
+        return ClockOffset(offset.offset_s + half_s, offset.bound_s + half_s, offset.drift, offset.at_s, offset.n)
+
+    def close(self) -> None:
+        """Nothing of ours runs on the phone, and only files pushed by content are left."""
+        self._closing.set()
+        for agent in self._started:
+            agent.stop()
+        if self._has_session and self._link is not None:
+            with suppress(HarnessError):  # a phone that is gone is cleaned at the next connection
+                self.shell('rm -rf -- "$1"', self._session, timeout_s=10, tries=TRIES)
+        self._drop()
+        self._started, self._has_session, self._was_there = [], False, False
+        if self._keeper is not None:
+            self._keeper.join(1.0)
+        self._keeper, self._closing = None, threading.Event()
+
+    # -- the connection
+
+    def connected(self) -> Link:
+        """A link that is up. One that was up before is tried for a while; a phone that never was, once."""
+        with self._connecting:
+            deadline = time.monotonic() + (RELINK_S if self._was_there else 0.0)
+            waits = iter(AGAIN_S)
+            while self._link is None or self._link.is_closed:
+                try:
+                    link = Link(self.name, wire_to(self.serial), self._key)
+                except TransientError:
+                    if time.monotonic() > deadline or self._closing.is_set():
+                        raise
+                    time.sleep(next(waits, AGAIN_S[-1]))
+                    continue
+                self._link = link
+                if not self._was_there:
+                    self._was_there = True
+                    self._end_orphans(link)
+            return self._link
+
+    def _drop(self) -> None:
+        with self._connecting:
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+
+    def _tried(self, work: Callable[[Link], T], tries: int) -> T:
+        for left in reversed(range(tries)):
+            try:
+                return work(self.connected())
+            except TransientError:
+                if not left or self._closing.is_set():
+                    raise
+        raise AssertionError("unreachable")
+
+    def _end_orphans(self, link: Link) -> None:
+        """Ends what a harness of this machine that no longer lives left running, by pid, and removes its folders."""
+        listed = self._run(link, f'ls "{self.folder}/jobs" 2>/dev/null', b"", 30.0)
+        dead = [name for name in listed.text.split() if _is_dead(name)]
+        script = (
+            'for job in "$1"/*.pid; do set -- "$1" "$job"; p=$(cat "$job" 2>/dev/null) || continue; '
+            'tr "\\0" " " <"/proc/$p/cmdline" 2>/dev/null | grep -qF -- "${job%.pid}" || continue; '
+            'kill -TERM "$p"; n=0; while [ -d "/proc/$p" ] && [ $n -lt 20 ]; do sleep 0.1; n=$((n+1)); done; '
+            'kill -KILL "-$p" 2>/dev/null || kill -KILL "$p" 2>/dev/null; done; rm -rf -- "$1"'
+        )
+        for name in dead:
+            self._run(link, f"set -- {shlex.quote(f'{self.folder}/jobs/{name}')}\n{script}", b"", 60.0)
+
+    # -- agents
+
+    def _made_session(self) -> None:
+        with self._connecting:
+            if not self._has_session:
+                done = self.shell('umask 077; mkdir -p "$1"', self._session, tries=TRIES)
+                if done.status != 0:
+                    raise UsageError(f"{self.name}: {self._session} cannot be made: {done.why}; name another folder")
+                self._has_session = True
+
+    def _job(self, verb: str, job: Facts) -> str:
+        self._made_session()
+        with self._connecting:
+            self._number += 1
+            path = f"{self._session}/{self._number}-{verb}.json"
+        content = json.dumps(job).encode()
+        self._tried(lambda link: sync.push_bytes(link, content, path), TRIES)
+        return path
+
+    def _beat(self) -> str:
+        """The file whose changing content says that we live; a thread sees to it."""
+        path = f"{self._session}/beat"
+        with self._connecting:
+            if self._keeper is None or not self._keeper.is_alive():
+                self._made_session()
+                self.shell('echo "$2" >"$1"', path, secrets.token_hex(4), tries=TRIES)
+                self._keeper = threading.Thread(
+                    target=self._keep, args=(path, self._closing), name=f"heart of {self.name}", daemon=True
+                )
+                self._keeper.start()
+        return path
+
+    def _keep(self, path: str, closing: threading.Event) -> None:
+        while not closing.wait(BEAT_S):
+            if any(not agent.has_ended for agent in self._started):
+                with suppress(HarnessError):
+                    self.shell('echo "$2" >"$1"', path, secrets.token_hex(4), timeout_s=10)
+
+    def _pings_by_agent(self) -> list[tuple[float, float, float]]:
+        process = self.start("clock", {"ping": True})
+        pings = []
+        try:
+            events = process.events(30.0)
+            for event in events:
+                if event["event"] == "hello":
+                    break
+            for _ in range(PINGS):
+                before = now_ns()
+                process.write(b"\n")
+                said = next(events)
+                pings.append((before * 1e-9, int(said["t_ns"]) * 1e-9, now_ns() * 1e-9))
+        except (TimeoutError, StopIteration, KeyError) as error:
+            raise TransientError(f"{self.name}: its clock does not answer ({error})") from error
+        finally:
+            process.stop()
+        return pings
+
+    def _pings_by_uptime(self) -> list[tuple[float, float, float]]:
+        pings = []
+        for _ in range(PINGS):
+            before = now_ns()
+            said = self.shell("read -r t rest </proc/uptime; echo $t", tries=TRIES).text
+            try:
+                pings.append((before * 1e-9, float(said), now_ns() * 1e-9))
+            except ValueError as error:
+                raise HarnessError(f"{self.name}: /proc/uptime says {said[:40]!r}") from error
+        return pings
+
+    # -- files
+
+    @functools.cached_property
+    def _known(self) -> set[str]:
+        return set()
+
+    def _push(self, link: Link, path: Path, home: str) -> None:
+        """Into a new folder beside `home`, compared there, and then under its name: whole or not at all."""
+        new = f"{home}.{secrets.token_hex(4)}"
+        files = [path] if path.is_file() else [p for p in _held(path) if p.is_file()]
+        folders = [path.name] if path.is_dir() else []
+        folders += [str(p.relative_to(path.parent)) for p in _held(path) if p.is_dir()] if path.is_dir() else []
+        names = [p.relative_to(path.parent).as_posix() for p in files]
+        quoted = shlex.join(f"{new}/{name}" for name in ["", *folders])
+        made = self._run(link, f"mkdir -p {quoted}", b"", 30.0)
+        if made.status != 0:
+            raise HarnessError(f"{self.name}: {home} cannot be made: {made.why}; name another folder")
+        try:
+            for file, name in zip(files, names, strict=True):
+                sync.push(link, file, f"{new}/{name}", 0o755 if os.access(file, os.X_OK) else 0o644)
+            self._compare(link, files, [f"{new}/{name}" for name in names])
+            moved = self._run(link, f'mv "{new}" "{home}" 2>/dev/null || [ -d "{home}" ]', b"", 30.0)
+            if moved.status != 0:
+                raise HarnessError(f"{self.name}: {home} cannot be written: {moved.why}")
+        finally:
+            with suppress(HarnessError):
+                if not link.is_closed:
+                    self._run(link, f'rm -rf -- "{new}"', b"", 30.0)
+
+    def _compare(self, link: Link, files: Sequence[Path], remotes: Sequence[str]) -> None:
+        """TransientError if what lies on the phone is not what was sent: by sha256 where it has that, else by size."""
+        for start in range(0, len(files), 50):
+            part, there = files[start : start + 50], remotes[start : start + 50]
+            told = self._run(link, f"sha256sum {shlex.join(there)}", b"", 600.0)
+            if told.status == 0:
+                found = [line.split(" ")[0] for line in told.text.splitlines()]
+                wanted = [_sha256(p) for p in part]
+            else:
+                told = self._run(link, f'for f in {shlex.join(there)}; do wc -c <"$f"; done', b"", 600.0)
+                found, wanted = told.text.split(), [str(p.stat().st_size) for p in part]
+            if found != wanted:
+                raise TransientError(f"{self.name}: a file did not arrive as it was sent")
+
+
+class _OnPhone(AgentProcess):
+    """What agents and the shell's sampler share: a process on the phone, known by its pid file."""
+
+    def __init__(self, adb: Adb, job: str) -> None:
+        self._adb, self._job = adb, job
+        self._base = job.removesuffix(".json")
+        self._events: queue.SimpleQueue[Mapping[str, Any] | HarnessError | None] = queue.SimpleQueue()
+        self._exit: Exit | None = None
+        self._stopping = threading.Lock()
+        self.has_ended = False
+
+    def events(self, silence_s: float | None = None) -> Iterator[Mapping[str, Any]]:
+        """Events as they arrive, until the process ends; HarnessError for a line that is none, and goes on after it."""
+        while True:
+            try:
+                event = self._events.get(timeout=silence_s)
+            except queue.Empty:
+                raise TimeoutError(f"the agent on {self._adb.name} said nothing for {silence_s:g} s") from None
+            if event is None:
+                self._events.put(None)
+                return
+            if isinstance(event, HarnessError):
+                raise event
+            yield event
+
+    def stop(self, grace_s: float = 5.0) -> Exit:
+        """Ask it to end, make it end after `grace_s`, and everything it started with it. Twice is harmless."""
+        with self._stopping:
+            if self._exit is None:
+                self._exit = self._stop(grace_s)
+            return self._exit
+
+    def _stop(self, grace_s: float) -> Exit:
+        raise NotImplementedError
+
+    def _signal(self, name: str, is_group: bool = False) -> None:
+        """Sends a signal to the process, or to its group, if it still is what we started."""
+        target = '"-$p" 2>/dev/null || kill -s "$3" "$p" 2>/dev/null' if is_group else '"$p" 2>/dev/null'
+        script = f'p=$({_PID_OF}) && kill -s "$3" {target}'
+        with suppress(HarnessError):
+            self._adb.shell(script, f"{self._base}.pid", self._base, name, timeout_s=15, tries=TRIES)
+
+
+class AdbAgent(_OnPhone):
+    """An agent on a phone: heard through a stream while there is one, through its spool where the link was lost."""
+
+    def __init__(self, adb: Adb, agent: str, verb: str, job: str) -> None:
+        super().__init__(adb, job)
+        self._is_v2 = _V2 in adb.features
+        self._bytes, self._boot = 0, ""
+        self._status: int | None = None
+        self._lines = Lines()
+        self._tail = b""
+        # The shell becomes the agent, which so leads the session the daemon made for it.
+        words = shlex.join([agent, verb, job])
+        begin = f"echo $$ >{self._base}.pid; export EDGEWATT_GROUP=1; "
+        if self._is_v2:
+            service = f"shell,v2,raw:{begin}exec {words} 2>{self._base}.err"
+        else:
+            service = f"exec:{begin}trap '' HUP; sh -c 'echo $$ >{self._base}.pid; exec {words} 2>{self._base}.err'"
+        link = adb.connected()
+        stream = link.open(service)
+        if stream is None:
+            raise HarnessError(f"{adb.name}: its adb daemon starts no commands")
+        self._stream: Stream = stream
+        self._reader = threading.Thread(target=self._read, name=f"agent on {adb.name}", daemon=True)
+        self._reader.start()
+
+    def write(self, data: bytes) -> None:
+        """To the agent's stdin; nothing if it has ended."""
+        packet = struct.pack("<BI", _STDIN, len(data)) + data if self._is_v2 else data
+        with suppress(HarnessError):
+            self._stream.write(packet, 10.0)
+
+    def _read(self) -> None:
+        try:
+            self._follow()
+            if self._stream.is_lost and self._status is None:
+                self._catch_up()
+        except HarnessError as error:
+            self._events.put(error)
+        except Exception as error:  # a thread that dies silently would leave everybody waiting
+            self._events.put(HarnessError(f"{self._adb.name}: {type(error).__name__}: {error}"))
+        finally:
+            self.has_ended = True
+            self._events.put(None)
+
+    def _follow(self) -> None:
+        """Hears the stream to its end."""
+        if not self._is_v2:
+            while (data := self._stream.read()) is not None:
+                self._heard(data)
+            return
+        packets = _Packets()
+        while (data := self._stream.read()) is not None:
+            for kind, body in packets.of(data):
+                if kind == _STDOUT:
+                    self._heard(body)
+                elif kind == _EXIT and body:
+                    self._status = body[0]
+                elif kind == _STDERR:
+                    self._tail = (self._tail + body)[-4096:]
+
+    def _heard(self, data: bytes) -> None:
+        self._bytes += len(data)
+        for event in self._lines.events(data):
+            if not isinstance(event, HarnessError) and event["event"] == "hello":
+                self._boot = str(event.get("boot_id", ""))
+            self._events.put(event)
+
+    def _catch_up(self) -> None:
+        """The rest of the spool, until the agent has ended; TransientError if the phone stays away or restarted."""
+        adb, lost_s = self._adb, time.monotonic()
+        boot = ""
+        script = f'cat /proc/sys/kernel/random/boot_id; {_PID_OF} || echo -; tail -c "+$4" "$3" 2>/dev/null'
+        waiting = threading.Event()
+        teller = threading.Thread(target=self._tell_waiting, args=(waiting,), daemon=True)
+        teller.start()
+        try:
+            boot = adb.shell('cat /proc/sys/kernel/random/boot_id 2>/dev/null; [ -e "$1" ]', self._job, tries=TRIES)
+        except HarnessError as error:
+            raise TransientError(
+                f"the link to {adb.name} was lost, and it cannot be reached again ({error}); the agent there ends by "
+                "itself, nothing keeps running"
+            ) from error
+        finally:
+            waiting.set()
+        if boot.status != 0:
+            raise TransientError(f"{adb.name} restarted; what ran there is gone")
+        self._events.put({"event": "relinked", "after_s": round(time.monotonic() - lost_s, 3)})
+        while True:
+            told = adb.shell(
+                script, f"{self._base}.pid", self._base, f"{self._base}.events.jsonl", str(self._bytes + 1),
+                timeout_s=60, tries=TRIES,
+            )  # fmt: skip
+            _, _, rest = told.stdout.partition(b"\n")
+            pid, _, new = rest.partition(b"\n")
+            self._heard(new)
+            if pid == b"-" and not new:
+                return
+            if pid != b"-":
+                time.sleep(ASK_S)
+
+    def _tell_waiting(self, over: threading.Event) -> None:
+        while not over.wait(SAY_S):
+            self._events.put({"event": "waiting"})
+
+    def _stop(self, grace_s: float) -> Exit:
+        name = None
+        if not self.has_ended:
+            self._signal("TERM")
+            self._reader.join(grace_s)
+            if not self.has_ended:
+                name = "SIGKILL"
+                self._signal("KILL", is_group=True)
+                self._reader.join(grace_s + 10)
+        else:
+            self._signal("KILL", is_group=True)
+        self._stream.close()
+        self._reader.join(RELINK_S)
+        stderr = self._stderr()
+        status = self._status
+        if status is not None and status > 128 and name is None:
+            with suppress(ValueError):
+                name = signal.Signals(status - 128).name
+        return Exit(None if name else status, name, stderr, False)
+
+    def _stderr(self) -> str:
+        """The end of what it said there, and after that nothing of the job is left."""
+        with suppress(HarnessError):
+            script = 'tail -c 65536 "$1.err" 2>/dev/null; rm -f -- "$1".json "$1".err "$1".pid "$1".events.jsonl'
+            said = self._adb.shell(script, self._base, timeout_s=10, tries=TRIES).stdout
+            return (said + self._tail).decode(errors="replace")
+        return self._tail.decode(errors="replace") or f"the link to {self._adb.name} was lost"
+
+
+class ShellSampler(_OnPhone):
+    """Placeholder, see shell_sampler.py."""
+
+    def __init__(self, adb: Adb, job: Facts, path: str, beat: str) -> None:
+        super().__init__(adb, path)
+        raise UsageError(f"{adb.name}: there is no native agent for it; edgewatt agent build makes one")
+
+
+class _Packets:
+    """Packets of shell v2 out of pieces of any size."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def of(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        self._rest += data
+        while len(self._rest) >= 5:
+            kind, length = struct.unpack_from("<BI", self._rest)
+            if length > MOST_OUT:
+                raise HarnessError("the phone does not speak shell v2 as it says")
+            if len(self._rest) < 5 + length:
+                return
+            body, self._rest = self._rest[5 : 5 + length], self._rest[5 + length :]
+            yield kind, body
+
+
+def _by_v2(name: str, stream: Stream, stdin: bytes, timeout_s: float) -> Done:
+    out: dict[int, bytearray] = {_STDOUT: bytearray(), _STDERR: bytearray(), _EXIT: bytearray()}
+    packets = _Packets()
+    deadline = time.monotonic() + timeout_s
+    try:
+        if stdin:
+            stream.write(struct.pack("<BI", _STDIN, len(stdin)) + stdin)
+        stream.write(struct.pack("<BI", _CLOSE_STDIN, 0))
+    except TransientError:
+        if stream.is_lost:
+            raise
+    try:
+        while (data := stream.read(max(0.001, deadline - time.monotonic()))) is not None:
+            for kind, body in packets.of(data):
+                if kind in out:
+                    out[kind] += body
+            if sum(map(len, out.values())) > MOST_OUT:
+                raise HarnessError(f"{name}: a command printed more than {MOST_OUT} bytes")
+    except TimeoutError as error:
+        raise TransientError(f"{name}: a command did not end within {timeout_s:g} s") from error
+    finally:
+        stream.close()
+    if stream.is_lost and not out[_EXIT]:
+        raise TransientError(f"{name}: the link was lost")
+    status = out[_EXIT][0] if out[_EXIT] else None
+    return Done(status, bytes(out[_STDOUT]), out[_STDERR].decode(errors="replace"))
+
+
+def _all(name: str, chunks: Callable[[float], Iterator[bytes]], timeout_s: float) -> bytes:
+    said = bytearray()
+    try:
+        for data in chunks(timeout_s):
+            said += data
+            if len(said) > MOST_OUT:
+                raise HarnessError(f"{name}: a command printed more than {MOST_OUT} bytes")
+    except TimeoutError as error:
+        raise TransientError(f"{name}: a command did not end within {timeout_s:g} s") from error
+    return bytes(said)
+
+
+def phones() -> list[str]:
+    """Serials of the phones on this machine's USB; none where the library for that is missing."""
+    try:
+        from adb_shell.transport.usb_transport import UsbTransport
+    except (ImportError, OSError):
+        return []
+    try:
+        return sorted(str(d.serial_number) for d in UsbTransport.find_all_adb_devices())
+    except Exception:  # no USB at all, or no right to look: the library's own kinds of error
+        return []
+
+
+def tcpip(serial: str, port: int = 5555) -> str:
+    """Switches a phone on USB to adb over the network; HOST:PORT by which it is then reached."""
+    adb = Adb(serial)
+    try:
+        told = adb.shell("ip -4 -o addr show scope global; ip -4 -o route get 1.1.1.1", tries=TRIES)
+        match = re.search(r"\bwlan\d*\s+inet (\d+\.\d+\.\d+\.\d+)", told.text) or re.search(
+            r"\binet (\d+\.\d+\.\d+\.\d+)", told.text
+        )
+        if match is None:
+            raise UsageError(f"{serial}: the phone has no address in a network; switch its Wi-Fi on")
+        stream = adb.connected().open(f"tcpip:{port}")
+        said = "" if stream is None else _all(serial, stream.chunks, 10.0).decode(errors="replace")
+        if "restarting" not in said:
+            raise UsageError(f"{serial}: the phone does not switch to the network ({said.strip() or 'refused'})")
+    finally:
+        adb.close()
+    return f"{match[1]}:{port}"
+
+
+def _ours() -> str:
+    """This machine and process, in a name on the phone: who may end what runs there."""
+    return f"{_machine()}-{os.getpid()}-{_started(os.getpid()) or 0}"
+
+
+@functools.cache
+def _machine() -> str:
+    return hashlib.sha256(
+        f"{socket.gethostname()} {os.getuid() if hasattr(os, 'getuid') else ''}".encode()
+    ).hexdigest()[:8]
+
+
+def _is_dead(session: str) -> bool:
+    """Whether a session on the phone is of a process of this machine that no longer lives."""
+    match = re.fullmatch(r"([0-9a-f]{8})-(\d{1,10})-(\d{1,20})-[0-9a-f]{8}", session)
+    return bool(match) and match[1] == _machine() and _started(int(match[2])) != int(match[3])
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in ticks since boot, which tells it from a later one of its number; None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        import psutil
+
+        return int(psutil.Process(pid).create_time())
+    except Exception:  # psutil's own kinds; on Linux the line above has answered
+        return None
+
+
+def _harmless(name: str, of: str) -> str:
+    """A path inside what was asked for; HarnessError for any other: a phone is not trusted with our file system."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or path.parts[:1] != (of,) or ".." in path.parts:
+        raise HarnessError(f"the phone gave a path {name[:100]!r} outside of {of}")
+    return name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        total = hashlib.sha256()
+        for block in iter(lambda: file.read(1 << 20), b""):
+            total.update(block)
+    return total.hexdigest()
