@@ -7,6 +7,7 @@ so that two streams would wait for each other. Here a thread of our own reads pa
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import socket
 import struct
@@ -18,13 +19,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgewatt.devices.android import keys
 from edgewatt.harness.api import HarnessError, TransientError, UsageError
 
 CONNECT_S = 10.0
 AUTHORISE_S = 30.0  # for somebody to find the phone and tap Allow
 _HEADER = struct.Struct("<6I")
+SILENCE_S = 60.0  # in the middle of a packet, or of writing one
+LOOK_S = 0.5  # how often a cable that says nothing is left, to see whether the link was closed meanwhile
 _LONGEST = 1 << 20  # bytes of a packet; what claims more is no adb daemon
+_AHEAD = 8  # packets of one stream that may come before we said that we took the first; a real daemon sends one
 _COMMANDS = {int.from_bytes(name, "little"): name for name in (b"OPEN", b"OKAY", b"WRTE", b"CLSE", b"CNXN", b"AUTH")}
 _STEP = "see that the phone is on and in the network, and that `adb tcpip 5555` was said (edgewatt devices --tcpip)"
 
@@ -39,48 +45,64 @@ class Tcp:
         self.last = b""  # the last body read: after connecting, what the phone says of itself
 
     def connect(self, timeout_s: float | None) -> None:
-        self._socket = socket.create_connection(self._where, timeout=timeout_s)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        held = socket.create_connection(self._where, timeout=timeout_s)
+        held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
             if hasattr(socket, name):
-                self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                held.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._socket = held
 
     def bulk_read(self, count: int, timeout_s: float | None) -> bytes:
-        """Exactly `count` bytes; OSError if the other end closed, or nothing comes for so long."""
-        if self._socket is None:
-            raise OSError("closed")
-        self._socket.settimeout(timeout_s)
-        data = bytearray()
-        while len(data) < count:
-            got = self._socket.recv(count - len(data))
+        """Exactly `count` bytes; OSError if the other end closed, or nothing comes for so long (None: for ever)."""
+        held = self._open()
+        # A time limit is the socket's, for reader and writer alike: it is set only where both have the same.
+        if timeout_s is not None and timeout_s != held.gettimeout():
+            held.settimeout(timeout_s)
+        data = bytearray(count)
+        have = 0
+        while have < count:
+            try:
+                got = held.recv_into(memoryview(data)[have:])
+            except TimeoutError:
+                if timeout_s is not None:
+                    raise
+                continue
             if not got:
                 raise ConnectionResetError("the phone closed the connection")
-            data += got
+            have += got
         self.last = bytes(data)
         return self.last
 
     def bulk_write(self, data: bytes, timeout_s: float | None) -> int:
-        if self._socket is None:
-            raise OSError("closed")
-        self._socket.settimeout(timeout_s)
-        self._socket.sendall(data)
+        held = self._open()
+        if timeout_s is not None and timeout_s != held.gettimeout():
+            held.settimeout(timeout_s)
+        held.sendall(data)
         return len(data)
 
     def close(self) -> None:
-        if self._socket is not None:
+        held, self._socket = self._socket, None
+        if held is not None:
             with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
-            self._socket = None
+                held.shutdown(socket.SHUT_RDWR)
+            held.close()
+
+    def _open(self) -> socket.socket:
+        if self._socket is None:
+            raise OSError("closed")
+        return self._socket
 
 
 class Usb:
-    """Bytes over a cable, by adb-shell's own transport."""
+    """Bytes over a cable: adb-shell finds the phone and claims its interface; what is read and written then is ours."""
 
     def __init__(self, serial: str) -> None:
         self._serial = serial
         self._usb: Any = None
+        self._reading = threading.Lock()  # held in a transfer: the handle is not closed under it
+        self._is_closing = False
+        self._packet_bytes = 512
         self.last = b""
 
     def connect(self, timeout_s: float | None) -> None:
@@ -88,29 +110,56 @@ class Usb:
 
         self._usb = UsbTransport.find_adb(serial=self._serial)
         self._usb.connect(timeout_s)
+        for endpoint in self._usb._setting.iterEndpoints():
+            if endpoint.getAddress() == self._usb._write_endpoint:
+                self._packet_bytes = endpoint.getMaxPacketSize() or 512
 
     def bulk_read(self, count: int, timeout_s: float | None) -> bytes:
+        """Exactly `count` bytes, as Tcp's. One transfer may be cut by its time limit: what came of it counts."""
+        import usb1
+
         data = bytearray()
+        deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while len(data) < count:
-            try:
-                data += self._usb.bulk_read(count - len(data), timeout_s or 3600.0)
-            except Exception as error:  # adb-shell's own kinds, which have no common base
-                raise OSError(f"{type(error).__name__}: {error}") from error
+            with self._reading:
+                if self._is_closing or self._usb is None:
+                    raise OSError("closed")
+                try:
+                    data += self._usb._transport.bulkRead(
+                        self._usb._read_endpoint, count - len(data), timeout=int(LOOK_S * 1000)
+                    )
+                except usb1.USBErrorTimeout as error:
+                    data += error.received or b""
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("the phone says nothing") from error
+                except usb1.USBError as error:
+                    raise OSError(f"USB: {error}") from error
         self.last = bytes(data)
         return self.last
 
     def bulk_write(self, data: bytes, timeout_s: float | None) -> int:
+        """All of it. What fills its last USB packet is followed by an empty one: else the phone waits for more."""
+        import usb1
+
         try:
-            self._usb.bulk_write(data, timeout_s or 60.0)
-        except Exception as error:
-            raise OSError(f"{type(error).__name__}: {error}") from error
+            for part in (data, b"") if data and len(data) % self._packet_bytes == 0 else (data,):
+                if self._is_closing or self._usb is None:
+                    raise OSError("closed")
+                limit_ms = int((timeout_s or SILENCE_S) * 1000)
+                sent = self._usb._transport.bulkWrite(self._usb._write_endpoint, part, timeout=limit_ms)
+                if sent != len(part):
+                    raise OSError(f"USB took {sent} bytes of {len(part)}")
+        except usb1.USBError as error:
+            raise OSError(f"USB: {error}") from error
         return len(data)
 
     def close(self) -> None:
-        if self._usb is not None:
-            with suppress(Exception):
-                self._usb.close()
-            self._usb = None
+        self._is_closing = True
+        with self._reading:
+            held, self._usb = self._usb, None
+            if held is not None:
+                with suppress(Exception):  # the library's own kinds; a cable that was pulled
+                    held.close()
 
 
 class Stream:
@@ -120,6 +169,7 @@ class Stream:
         self._link, self.number, self.remote = link, number, 0
         self._in: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._may_write = threading.Semaphore(0)
+        self._ahead = 0
         self._opened = threading.Event()
         self.is_closed = False
         self.is_lost = False  # the link ended, and not the service
@@ -132,8 +182,11 @@ class Stream:
             raise TimeoutError(f"nothing came for {timeout_s:g} s") from None
         if data is None:
             self._in.put(None)  # whoever reads again finds the end again
-        elif not self.is_closed:
-            self._link.send(b"OKAY", self.number, self.remote)
+            return None
+        self._ahead -= 1
+        if not self.is_closed:
+            with suppress(TransientError):  # what has come is good all the same
+                self._link.send(b"OKAY", self.number, self.remote)
         return data
 
     def chunks(self, timeout_s: float | None = None) -> Iterator[bytes]:
@@ -162,6 +215,9 @@ class Stream:
             self._may_write.release()
             self._opened.set()
         elif command == b"WRTE":
+            self._ahead += 1
+            if self._ahead > _AHEAD:
+                raise ValueError("more than was asked for")
             self._in.put(data)
 
     def ended(self, is_lost: bool) -> None:
@@ -196,6 +252,7 @@ class Link:
         self.most_bytes, banner = _connected(name, wire, key, say or _to_terminal, authorise_s)
         self.features = _features(banner)
         self.is_closed = False
+        self.heard_s = time.monotonic()  # when the last packet came
         self._numbers = itertools.count(1)
         self._streams: dict[int, Stream] = {}
         self._sending, self._knowing = threading.Lock(), threading.Lock()
@@ -214,7 +271,10 @@ class Link:
             is_open = stream.wait_open(timeout_s)
         except TimeoutError as error:
             self.forget(stream)
-            raise TransientError(f"{self.name}: the phone does not answer ({error})") from error
+            # Nothing at all from it: a link that carries nothing is given up, so that another one can be tried.
+            if time.monotonic() - self.heard_s > timeout_s:
+                self.close()
+            raise TransientError(f"{self.name}: the phone does not answer ({error}); {_STEP}") from error
         if is_open:
             return stream
         if stream.is_lost:
@@ -224,12 +284,12 @@ class Link:
     def send(self, command: bytes, one: int, other: int, data: bytes = b"") -> None:
         """One packet, whole."""
         number = int.from_bytes(command, "little")
-        header = _HEADER.pack(number, one, other, len(data), sum(data) & 0xFFFFFFFF, number ^ 0xFFFFFFFF)
+        header = _HEADER.pack(number, one, other, len(data), _total(data), number ^ 0xFFFFFFFF)
         try:
             with self._sending:
                 # Over USB header and body are transfers of their own.
                 for part in (header, data) if data else (header,):
-                    self._wire.bulk_write(part, 60.0)
+                    self._wire.bulk_write(part, SILENCE_S)
         except OSError as error:
             self.close()
             raise TransientError(f"{self.name}: the link was lost ({error})") from error
@@ -256,6 +316,7 @@ class Link:
         try:
             while not self.is_closed:
                 command, one, other, data = self._packet()
+                self.heard_s = time.monotonic()
                 with self._knowing:
                     stream = self._streams.get(other)
                     if command == b"CLSE" and stream is not None:
@@ -276,8 +337,8 @@ class Link:
         number, one, other, length, total, magic = _HEADER.unpack(self._wire.bulk_read(_HEADER.size, None))
         if number not in _COMMANDS or magic != number ^ 0xFFFFFFFF or length > _LONGEST:
             raise ValueError("not the adb protocol")
-        data = self._wire.bulk_read(length, 60.0) if length else b""
-        if total and total != sum(data) & 0xFFFFFFFF:  # newer daemons leave it at 0
+        data = self._wire.bulk_read(length, SILENCE_S) if length else b""
+        if total and total != _total(data):  # newer daemons leave it at 0
             raise ValueError("a packet was damaged")
         return _COMMANDS[number], one, other, data
 
@@ -333,6 +394,11 @@ def _connected(
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise TransientError(f"{name}: cannot be reached ({' '.join(said.split())[:160]}); {_STEP}") from error
     return min(int(device._maxdata), _LONGEST), wire.last
+
+
+def _total(data: bytes) -> int:
+    """The sum of the bytes, which adb calls a checksum."""
+    return int(np.frombuffer(data, np.uint8).sum(dtype=np.uint32))
 
 
 def _features(banner: bytes) -> frozenset[str]:
