@@ -60,6 +60,7 @@ class Android(Device):
         self.name, self.address, self.transport = name, address, transport
         self.options = dict(options or {})
         self._why_shell = ""
+        self._is_rooted = False
 
     @classmethod
     def connected(cls) -> Sequence[str]:
@@ -76,6 +77,8 @@ class Android(Device):
             raise UsageError(f"{name}: power is {power!r}; wanted auto, {', '.join(SOURCES)}")
         for key in ("agent", "onnxruntime", "key", "folder"):
             _text(name, key, options.get(key))
+        if not isinstance(options.get("root", False), bool):
+            raise UsageError(f"{name}: root is {options['root']!r}; wanted true or false")
         for key in ("agent", "onnxruntime", "key"):
             if options.get(key) not in (None, SHELL) and not Path(options[key]).expanduser().is_file():
                 raise UsageError(f"{name}: {key} = {options[key]!r}: no such file; see docs/android.md")
@@ -146,9 +149,16 @@ class Android(Device):
 
     def look(self) -> Snapshot:
         """The phone as it is now."""
+        self._as_root()
         patterns = [p for part in _PARTS for p in part.PATTERNS]
         tools = {name: argv for part in _PARTS for name, argv in part.TOOLS.items()}
         return look(self.shell, patterns, tools)
+
+    def _as_root(self) -> None:
+        """The daemon restarted as root, once, where the device file asks for it."""
+        if self.options.get("root") and not self._is_rooted:
+            self.transport.root()
+            self._is_rooted = True
 
     @functools.cached_property
     def seen(self) -> Snapshot:

@@ -89,7 +89,7 @@ class Adb(Transport):
         self._key = key
         self._link: Link | None = None
         self._connecting = threading.RLock()
-        self._started: list[AdbAgent | ShellSampler] = []
+        self._started: list[OnPhone] = []
         self._number = 0
         self._session = f"{folder}/jobs/{_ours()}-{secrets.token_hex(4)}"
         self._has_session = self._was_there = False
@@ -175,8 +175,10 @@ class Adb(Transport):
         self._started.append(started)
         return started
 
-    def shell_sampler(self, job: Facts) -> ShellSampler:
+    def shell_sampler(self, job: Facts) -> AgentProcess:
         """The phone's own shell samples nodes, where nothing of ours may be executed: slower, and said so."""
+        from edgewatt.devices.android.shell_sampler import ShellSampler
+
         started = ShellSampler(self, job, self._job("sample", dict(job)), self._beat())
         self._started.append(started)
         return started
@@ -410,7 +412,7 @@ class Adb(Transport):
                 raise TransientError(f"{self.name}: a file did not arrive as it was sent")
 
 
-class _OnPhone(AgentProcess):
+class OnPhone(AgentProcess):
     """What agents and the shell's sampler share: a process on the phone, known by its pid file."""
 
     def __init__(self, adb: Adb, job: str) -> None:
@@ -453,7 +455,7 @@ class _OnPhone(AgentProcess):
             self._adb.shell(script, f"{self._base}.pid", self._base, name, timeout_s=15, tries=TRIES)
 
 
-class AdbAgent(_OnPhone):
+class AdbAgent(OnPhone):
     """An agent on a phone: heard through a stream while there is one, through its spool where the link was lost."""
 
     def __init__(self, adb: Adb, agent: str, verb: str, job: str) -> None:
@@ -584,14 +586,6 @@ class AdbAgent(_OnPhone):
             said = self._adb.shell(script, self._base, timeout_s=10, tries=TRIES).stdout
             return (said + self._tail).decode(errors="replace")
         return self._tail.decode(errors="replace") or f"the link to {self._adb.name} was lost"
-
-
-class ShellSampler(_OnPhone):
-    """Placeholder, see shell_sampler.py."""
-
-    def __init__(self, adb: Adb, job: Facts, path: str, beat: str) -> None:
-        super().__init__(adb, path)
-        raise UsageError(f"{adb.name}: there is no native agent for it; edgewatt agent build makes one")
 
 
 class _Packets:
