@@ -43,10 +43,10 @@ while [ "$n" -gt 0 ]; do
   i=$IFS; IFS=
   for f in $1; do
     { [ -e "$f" ] && [ ! -d "$f" ]; } || continue
-    [ "$left" -gt 0 ] || { p "$w more $w"; break 2; }
+    [ "$left" -gt 0 ] || break
     left=$((left-1))
     p "$w file $f$w"
-    if [ ! -f "$f" ]; then p "${w} error not a plain file$w"
+    if [ ! -f "$f" ]; then p "$w error not a plain file$w"
     elif get "$f" 2>/dev/null; then p "$x"
     else e=$( { head -c @SIZE@ "$f" >&4; } 2>&1 ) || p "$w error $e$w"
     fi
