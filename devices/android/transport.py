@@ -20,14 +20,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgewatt.devices.agent.agent import now_ns
 from edgewatt.devices.android import sync
-from edgewatt.devices.android.link import Link, Stream, Usb, wire_to
+from edgewatt.devices.android.link import AUTHORISE_S, Link, Stream, Usb, wire_to
 from edgewatt.devices.ssh import _digest, _held, _readable
 from edgewatt.devices.transport import Lines, Transport
 from edgewatt.harness import clocks
@@ -39,7 +39,9 @@ BEAT_S = 10.0  # a command on the phone each time, some milliseconds of its time
 RELINK_S = 45.0  # how long a phone that was there is tried again
 AGAIN_S = (0.25, 0.5, 1.0, 2.0)  # waits between tries, the last one again and again
 TRIES = 3  # of what may be done twice
-ASK_S = 0.4  # between two looks into the spool of an agent whose link was lost
+ASK_S = 1.0  # between two looks into the spool of an agent whose link was lost: each costs the phone some milliseconds
+BORN_S = 3.0  # for the shell that starts an agent to say which process it is
+RESTARTED_S = 5.0  # a phone whose uptime is behind by more than that (and 0.1 %) restarted meanwhile
 SAY_S = 10.0  # how often one that waits for a phone says so, so that it is not taken for hung
 PINGS = 30
 UPTIME_STEP_S = 0.01  # what /proc/uptime counts in
@@ -49,16 +51,24 @@ _STDIN, _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = range(5)
 
 T = TypeVar("T")
 
-# Whether the process whose pid stands in file $1 is the agent of the job $2: prints its pid, or nothing.
-_PID_OF = (
-    'p=$(cat "$1" 2>/dev/null) && [ -n "$p" ] && tr "\\0" " " <"/proc/$p/cmdline" 2>/dev/null | grep -qF -- "$2" '
-    '&& ! grep -q "^State:.*Z" "/proc/$p/status" && echo "$p"'
+# An agent's own shell, which leads the session that the daemon made for it: it outlives a lost link, keeps the status,
+# and ends what the agent left behind. $1: the job without its ending, then the command.
+_LIFE = (
+    "trap '' HUP; echo $$ >\"$1.group\"; "
+    'EDGEWATT_GROUP=1 sh -c \'echo $$ >"$1.pid"; shift; exec "$@"\' - "$@" 2>"$1.err"; '
+    'echo $? >"$1.status"; kill -9 -$$'
+)
+
+# Of a job $1 (without its ending): its shell's process in g, if that still is the job's; else empty.
+_LEADER = (
+    'read -r g <"$1.group" 2>/dev/null || g=; '
+    '[ -n "$g" ] && tr "\\0" " " <"/proc/$g/cmdline" 2>/dev/null | grep -qF -- "$1" || g=; '
 )
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command on the phone ended, and what it said. `status` None: a signal ended the shell itself."""
+    """How a command on the phone ended, and what it said. `status` None: its shell was ended before it could tell."""
 
     status: int | None
     stdout: bytes
@@ -79,20 +89,28 @@ class Adb(Transport):
     """A phone at HOST:PORT, or by its serial on USB. Nothing is connected before it is needed."""
 
     def __init__(
-        self, address: str, *, agent: Path | None = None, key: Path | None = None, folder: str = FOLDER
+        self,
+        address: str,
+        *,
+        agent: Path | None = None,
+        key: Path | None = None,
+        folder: str = FOLDER,
+        authorise_s: float = AUTHORISE_S,
     ) -> None:
-        """`agent` is the native agent for this phone (None: nothing of ours may be executed there)."""
+        """`agent` is the native agent for this phone (None: nothing of ours may be executed there); `authorise_s` is
+        how long somebody has to tap Allow on a phone that does not know this machine yet."""
         self.name = self.serial = address
         self.python = ""
         self.agent, self.folder = agent, folder
         self.is_usb = isinstance(wire_to(address), Usb)
-        self._key = key
+        self._key, self._authorise_s = key, authorise_s
         self._link: Link | None = None
         self._connecting = threading.RLock()
         self._started: list[OnPhone] = []
         self._number = 0
         self._session = f"{folder}/jobs/{_ours()}-{secrets.token_hex(4)}"
         self._has_session = self._was_there = False
+        self._boot = ("", 0.0, 0.0)
         self._keeper: threading.Thread | None = None
         self._closing = threading.Event()
         self._restart_as_root = False
@@ -116,7 +134,7 @@ class Adb(Transport):
     def root(self) -> None:
         """Restarts the phone's adb daemon as root (`adb root`); UsageError if it does not let us."""
         stream = self.connected().open("root:")
-        said = b"" if stream is None else b"".join(stream.chunks(10.0))
+        said = b"" if stream is None else _all(self.name, stream, 10.0)
         if b"cannot" in said or stream is None:
             step = "only userdebug and eng builds do; leave root out"
             raise UsageError(f"{self.name}: adb does not run as root ({said.decode(errors='replace').strip()}); {step}")
@@ -143,7 +161,7 @@ class Adb(Transport):
         mark = secrets.token_hex(8)
         errors = f"/data/local/tmp/.edgewatt-{mark}"
         feed = f"head -c {len(stdin)} | " if stdin else ""
-        whole = f'{feed}( {text}\n) 2>{errors}; echo; echo "{mark} $?"; cat {errors}; rm -f {errors}'
+        whole = f'{feed}( {text}\n) 2>{errors}; r=$?; echo; echo "{mark} $r"; cat {errors}; rm -f {errors}'
         if len(whole) + 8 > link.most_bytes:
             sync.push_bytes(link, whole.encode(), f"{errors}.sh")
             whole = f"sh {errors}.sh; rm -f {errors}.sh"
@@ -151,16 +169,13 @@ class Adb(Transport):
         if stream is None:
             raise UsageError(f"{self.name}: its adb daemon has neither shell v2 nor exec; Android 5 or later is needed")
         try:
-            if stdin:
-                stream.write(stdin)
-            said = _all(self.name, stream.chunks, timeout_s)
+            with _feeding(stream, stdin):
+                said = _all(self.name, stream, timeout_s)
         finally:
             stream.close()
         out, found, rest = said.partition(f"\n{mark} ".encode())
-        if not found:
-            raise TransientError(f"{self.name}: a command was cut short")
         status, _, stderr = rest.partition(b"\n")
-        return Done(int(status), out, stderr.decode(errors="replace"))
+        return Done(int(status) if found and status.isdigit() else None, out, stderr.decode(errors="replace"))
 
     # -- what every transport does
 
@@ -260,9 +275,10 @@ class Adb(Transport):
             waits = iter(AGAIN_S)
             while self._link is None or self._link.is_closed:
                 try:
-                    link = Link(self.name, wire_to(self.serial), self._key)
+                    link = Link(self.name, wire_to(self.serial), self._key, authorise_s=self._authorise_s)
                 except TransientError:
                     if time.monotonic() > deadline or self._closing.is_set():
+                        self._was_there = False  # it stays away: the next who asks need not wait as long
                         raise
                     time.sleep(next(waits, AGAIN_S[-1]))
                     continue
@@ -289,15 +305,15 @@ class Adb(Transport):
 
     def _end_orphans(self, link: Link) -> None:
         """Ends what a harness of this machine that no longer lives left running, by pid, and removes its folders."""
-        listed = self._run(link, f'ls "{self.folder}/jobs" 2>/dev/null', b"", 30.0)
-        dead = [name for name in listed.text.split() if _is_dead(name)]
+        listed = self._run(link, f"ls {shlex.quote(self.folder)}/jobs 2>/dev/null", b"", 30.0)
         script = (
-            'for job in "$1"/*.pid; do set -- "$1" "$job"; p=$(cat "$job" 2>/dev/null) || continue; '
-            'tr "\\0" " " <"/proc/$p/cmdline" 2>/dev/null | grep -qF -- "${job%.pid}" || continue; '
-            'kill -TERM "$p"; n=0; while [ -d "/proc/$p" ] && [ $n -lt 20 ]; do sleep 0.1; n=$((n+1)); done; '
-            'kill -KILL "-$p" 2>/dev/null || kill -KILL "$p" 2>/dev/null; done; rm -rf -- "$1"'
+            'for job in "$1"/*.group; do set -- "${job%.group}" "${job%/*}"; '
+            + _LEADER
+            + 'if [ -n "$g" ]; then read -r p <"$1.pid" && kill -TERM "$p" 2>/dev/null; n=0; '
+            'while [ -d "/proc/$g" ] && [ $n -lt 20 ]; do sleep 0.1; n=$((n+1)); done; '
+            'kill -9 "-$g" 2>/dev/null; fi; set -- "$2"; done; rm -rf -- "$1"'
         )
-        for name in dead:
+        for name in filter(_is_dead, listed.text.split()):
             self._run(link, f"set -- {shlex.quote(f'{self.folder}/jobs/{name}')}\n{script}", b"", 60.0)
 
     # -- agents
@@ -308,7 +324,23 @@ class Adb(Transport):
                 done = self.shell('umask 077; mkdir -p "$1"', self._session, tries=TRIES)
                 if done.status != 0:
                     raise UsageError(f"{self.name}: {self._session} cannot be made: {done.why}; name another folder")
-                self._has_session = True
+                self._boot, self._has_session = self._boot_now(), True
+
+    def _boot_now(self) -> tuple[str, float, float]:
+        """What tells this boot of the phone from another: its id, its uptime in s, and when that was asked for."""
+        script = "read -r t rest </proc/uptime; echo $t; cat /proc/sys/kernel/random/boot_id 2>/dev/null"
+        said = self.shell(script, tries=TRIES).text.split()
+        try:
+            return (said[1] if len(said) > 1 else ""), float(said[0]), now_ns() * 1e-9
+        except (IndexError, ValueError) as error:
+            raise HarnessError(f"{self.name}: /proc/uptime says {' '.join(said)[:40]!r}") from error
+
+    def has_restarted(self) -> bool:
+        """Whether the phone has started anew since the first agent was; TransientError if it cannot be asked."""
+        boot, uptime_s, at_s = self._boot
+        now, uptime_now_s, now_s = self._boot_now()
+        passed_s = now_s - at_s
+        return now != boot or uptime_now_s < uptime_s + passed_s * 0.999 - RESTARTED_S
 
     def _job(self, verb: str, job: Facts) -> str:
         self._made_session()
@@ -382,20 +414,22 @@ class Adb(Transport):
         folders += [str(p.relative_to(path.parent)) for p in _held(path) if p.is_dir()] if path.is_dir() else []
         names = [p.relative_to(path.parent).as_posix() for p in files]
         quoted = shlex.join(f"{new}/{name}" for name in ["", *folders])
-        made = self._run(link, f"mkdir -p {quoted}", b"", 30.0)
+        made = self._run(link, f"mkdir -p -- {quoted}", b"", 30.0)
         if made.status != 0:
             raise HarnessError(f"{self.name}: {home} cannot be made: {made.why}; name another folder")
         try:
             for file, name in zip(files, names, strict=True):
                 sync.push(link, file, f"{new}/{name}", 0o755 if os.access(file, os.X_OK) else 0o644)
             self._compare(link, files, [f"{new}/{name}" for name in names])
-            moved = self._run(link, f'mv "{new}" "{home}" 2>/dev/null || [ -d "{home}" ]', b"", 30.0)
+            # Another one may have been as quick: its copy is as good, and ours is not to end up inside it.
+            script = '[ -d "$2" ] || mv "$1" "$2"; rm -rf -- "$2/${1##*/}"; [ -d "$2" ]'
+            moved = self._run(link, f"set -- {shlex.join([new, home])}\n{script}", b"", 30.0)
             if moved.status != 0:
                 raise HarnessError(f"{self.name}: {home} cannot be written: {moved.why}")
         finally:
             with suppress(HarnessError):
                 if not link.is_closed:
-                    self._run(link, f'rm -rf -- "{new}"', b"", 30.0)
+                    self._run(link, f"rm -rf -- {shlex.quote(new)}", b"", 30.0)
 
     def _compare(self, link: Link, files: Sequence[Path], remotes: Sequence[str]) -> None:
         """TransientError if what lies on the phone is not what was sent: by sha256 where it has that, else by size."""
@@ -449,10 +483,10 @@ class OnPhone(AgentProcess):
 
     def _signal(self, name: str, is_group: bool = False) -> None:
         """Sends a signal to the process, or to its group, if it still is what we started."""
-        target = '"-$p" 2>/dev/null || kill -s "$3" "$p" 2>/dev/null' if is_group else '"$p" 2>/dev/null'
-        script = f'p=$({_PID_OF}) && kill -s "$3" {target}'
+        target = '"-$g"' if is_group else '"$p"'
+        script = _LEADER + f'[ -n "$g" ] && read -r p <"$1.pid" && kill -s {name} {target}'
         with suppress(HarnessError):
-            self._adb.shell(script, f"{self._base}.pid", self._base, name, timeout_s=15, tries=TRIES)
+            self._adb.shell(script, self._base, timeout_s=15, tries=TRIES)
 
 
 class AdbAgent(OnPhone):
@@ -461,17 +495,11 @@ class AdbAgent(OnPhone):
     def __init__(self, adb: Adb, agent: str, verb: str, job: str) -> None:
         super().__init__(adb, job)
         self._is_v2 = _V2 in adb.features
-        self._bytes, self._boot = 0, ""
-        self._status: int | None = None
+        self._bytes = 0
         self._lines = Lines()
         self._tail = b""
-        # The shell becomes the agent, which so leads the session the daemon made for it.
-        words = shlex.join([agent, verb, job])
-        begin = f"echo $$ >{self._base}.pid; export EDGEWATT_GROUP=1; "
-        if self._is_v2:
-            service = f"shell,v2,raw:{begin}exec {words} 2>{self._base}.err"
-        else:
-            service = f"exec:{begin}trap '' HUP; sh -c 'echo $$ >{self._base}.pid; exec {words} 2>{self._base}.err'"
+        command = f"set -- {shlex.join([self._base, agent, verb, job])}; {_LIFE}"
+        service = f"shell,v2,raw:{command}" if self._is_v2 else f"exec:{command}"
         link = adb.connected()
         stream = link.open(service)
         if stream is None:
@@ -489,7 +517,7 @@ class AdbAgent(OnPhone):
     def _read(self) -> None:
         try:
             self._follow()
-            if self._stream.is_lost and self._status is None:
+            if self._stream.is_lost:
                 self._catch_up()
         except HarnessError as error:
             self._events.put(error)
@@ -510,49 +538,40 @@ class AdbAgent(OnPhone):
             for kind, body in packets.of(data):
                 if kind == _STDOUT:
                     self._heard(body)
-                elif kind == _EXIT and body:
-                    self._status = body[0]
                 elif kind == _STDERR:
                     self._tail = (self._tail + body)[-4096:]
 
     def _heard(self, data: bytes) -> None:
         self._bytes += len(data)
         for event in self._lines.events(data):
-            if not isinstance(event, HarnessError) and event["event"] == "hello":
-                self._boot = str(event.get("boot_id", ""))
             self._events.put(event)
 
     def _catch_up(self) -> None:
         """The rest of the spool, until the agent has ended; TransientError if the phone stays away or restarted."""
         adb, lost_s = self._adb, time.monotonic()
-        boot = ""
-        script = f'cat /proc/sys/kernel/random/boot_id; {_PID_OF} || echo -; tail -c "+$4" "$3" 2>/dev/null'
-        waiting = threading.Event()
-        teller = threading.Thread(target=self._tell_waiting, args=(waiting,), daemon=True)
-        teller.start()
+        over = threading.Event()
+        threading.Thread(target=self._tell_waiting, args=(over,), daemon=True).start()
         try:
-            boot = adb.shell('cat /proc/sys/kernel/random/boot_id 2>/dev/null; [ -e "$1" ]', self._job, tries=TRIES)
+            has_restarted = adb.has_restarted()
         except HarnessError as error:
             raise TransientError(
                 f"the link to {adb.name} was lost, and it cannot be reached again ({error}); the agent there ends by "
-                "itself, nothing keeps running"
+                f"itself within {HEARTBEAT_S:g} s"
             ) from error
         finally:
-            waiting.set()
-        if boot.status != 0:
+            over.set()
+        if has_restarted:
             raise TransientError(f"{adb.name} restarted; what ran there is gone")
         self._events.put({"event": "relinked", "after_s": round(time.monotonic() - lost_s, 3)})
+        script = _LEADER + 'echo "${g:--}"; tail -c "+$2" "$1.events.jsonl" 2>/dev/null'
+        born_s = time.monotonic() + BORN_S
         while True:
-            told = adb.shell(
-                script, f"{self._base}.pid", self._base, f"{self._base}.events.jsonl", str(self._bytes + 1),
-                timeout_s=60, tries=TRIES,
-            )  # fmt: skip
-            _, _, rest = told.stdout.partition(b"\n")
-            pid, _, new = rest.partition(b"\n")
+            told = adb.shell(script, self._base, str(self._bytes + 1), timeout_s=60, tries=TRIES)
+            leader, _, new = told.stdout.partition(b"\n")
             self._heard(new)
-            if pid == b"-" and not new:
+            if leader == b"-" and not new and (self._bytes or time.monotonic() > born_s):
                 return
-            if pid != b"-":
+            if leader != b"-" or not new:
                 time.sleep(ASK_S)
 
     def _tell_waiting(self, over: threading.Event) -> None:
@@ -560,32 +579,34 @@ class AdbAgent(OnPhone):
             self._events.put({"event": "waiting"})
 
     def _stop(self, grace_s: float) -> Exit:
-        name = None
         if not self.has_ended:
             self._signal("TERM")
             self._reader.join(grace_s)
-            if not self.has_ended:
-                name = "SIGKILL"
-                self._signal("KILL", is_group=True)
-                self._reader.join(grace_s + 10)
-        else:
+        is_killed = not self.has_ended
+        if is_killed:
             self._signal("KILL", is_group=True)
+            self._reader.join(grace_s + 10)
         self._stream.close()
         self._reader.join(RELINK_S)
-        stderr = self._stderr()
-        status = self._status
-        if status is not None and status > 128 and name is None:
+        status, stderr = self._last_words()
+        name = "SIGKILL" if is_killed else None
+        if not is_killed and status is not None and status > 128:
             with suppress(ValueError):
                 name = signal.Signals(status - 128).name
         return Exit(None if name else status, name, stderr, False)
 
-    def _stderr(self) -> str:
-        """The end of what it said there, and after that nothing of the job is left."""
-        with suppress(HarnessError):
-            script = 'tail -c 65536 "$1.err" 2>/dev/null; rm -f -- "$1".json "$1".err "$1".pid "$1".events.jsonl'
+    def _last_words(self) -> tuple[int | None, str]:
+        """The status and the end of what it said on stderr; after that nothing of the job is left on the phone."""
+        try:
+            script = (
+                'echo $(cat "$1.status" 2>/dev/null); tail -c 65536 "$1.err" 2>/dev/null; '
+                'rm -f -- "$1.json" "$1.err" "$1.pid" "$1.group" "$1.status" "$1.events.jsonl"'
+            )
             said = self._adb.shell(script, self._base, timeout_s=10, tries=TRIES).stdout
-            return (said + self._tail).decode(errors="replace")
-        return self._tail.decode(errors="replace") or f"the link to {self._adb.name} was lost"
+        except HarnessError:
+            return None, self._tail.decode(errors="replace") or f"the link to {self._adb.name} was lost"
+        status, _, stderr = said.partition(b"\n")
+        return int(status) if status.isdigit() else None, (stderr + self._tail).decode(errors="replace")
 
 
 class _Packets:
@@ -610,20 +631,15 @@ def _by_v2(name: str, stream: Stream, stdin: bytes, timeout_s: float) -> Done:
     out: dict[int, bytearray] = {_STDOUT: bytearray(), _STDERR: bytearray(), _EXIT: bytearray()}
     packets = _Packets()
     deadline = time.monotonic() + timeout_s
+    given = struct.pack("<BI", _STDIN, len(stdin)) + stdin if stdin else b""
     try:
-        if stdin:
-            stream.write(struct.pack("<BI", _STDIN, len(stdin)) + stdin)
-        stream.write(struct.pack("<BI", _CLOSE_STDIN, 0))
-    except TransientError:
-        if stream.is_lost:
-            raise
-    try:
-        while (data := stream.read(max(0.001, deadline - time.monotonic()))) is not None:
-            for kind, body in packets.of(data):
-                if kind in out:
-                    out[kind] += body
-            if sum(map(len, out.values())) > MOST_OUT:
-                raise HarnessError(f"{name}: a command printed more than {MOST_OUT} bytes")
+        with _feeding(stream, given + struct.pack("<BI", _CLOSE_STDIN, 0)):
+            while (data := stream.read(max(0.001, deadline - time.monotonic()))) is not None:
+                for kind, body in packets.of(data):
+                    if kind in out:
+                        out[kind] += body
+                if sum(map(len, out.values())) > MOST_OUT:
+                    raise HarnessError(f"{name}: a command printed more than {MOST_OUT} bytes")
     except TimeoutError as error:
         raise TransientError(f"{name}: a command did not end within {timeout_s:g} s") from error
     finally:
@@ -634,16 +650,33 @@ def _by_v2(name: str, stream: Stream, stdin: bytes, timeout_s: float) -> Done:
     return Done(status, bytes(out[_STDOUT]), out[_STDERR].decode(errors="replace"))
 
 
-def _all(name: str, chunks: Callable[[float], Iterator[bytes]], timeout_s: float) -> bytes:
+def _all(name: str, stream: Stream, timeout_s: float) -> bytes:
+    """What comes until the stream's end; TransientError if that is not within `timeout_s`, or the link ended first."""
     said = bytearray()
+    deadline = time.monotonic() + timeout_s
     try:
-        for data in chunks(timeout_s):
+        while (data := stream.read(max(0.001, deadline - time.monotonic()))) is not None:
             said += data
             if len(said) > MOST_OUT:
                 raise HarnessError(f"{name}: a command printed more than {MOST_OUT} bytes")
     except TimeoutError as error:
         raise TransientError(f"{name}: a command did not end within {timeout_s:g} s") from error
+    if stream.is_lost:
+        raise TransientError(f"{name}: the link was lost")
     return bytes(said)
+
+
+@contextmanager
+def _feeding(stream: Stream, data: bytes) -> Iterator[None]:
+    """Inside, `data` goes to the stream as it is taken, while what comes back can be read."""
+
+    def feed() -> None:
+        with suppress(HarnessError):  # one that ends without reading it all is no error
+            stream.write(data)
+
+    if data:
+        threading.Thread(target=feed, name="stdin of a command", daemon=True).start()
+    yield
 
 
 def phones() -> list[str]:
@@ -669,7 +702,7 @@ def tcpip(serial: str, port: int = 5555) -> str:
         if match is None:
             raise UsageError(f"{serial}: the phone has no address in a network; switch its Wi-Fi on")
         stream = adb.connected().open(f"tcpip:{port}")
-        said = "" if stream is None else _all(serial, stream.chunks, 10.0).decode(errors="replace")
+        said = "" if stream is None else _all(serial, stream, 10.0).decode(errors="replace")
         if "restarting" not in said:
             raise UsageError(f"{serial}: the phone does not switch to the network ({said.strip() or 'refused'})")
     finally:
