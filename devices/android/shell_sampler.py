@@ -31,7 +31,7 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 # Waiting without a process: `read -t` on a descriptor to which nothing is ever written. The beat is looked at every
 # few seconds; when its content no longer changes, nobody wants the samples any more.
-_LOOP = """echo $$ >@PID@; trap '' HUP
+_LOOP = """echo $$ >@PID@; echo $$ >@GROUP@; trap '' HUP
 nl='
 '
 nap() { sleep @NAP@; }
@@ -103,6 +103,7 @@ class ShellSampler(OnPhone):
         script = _LOOP
         for mark, value in {
             "PID": f"{self._base}.pid",
+            "GROUP": f"{self._base}.group",
             "FIFO": f"{self._base}.fifo",
             "NAP": f"{nap_s:.3f}",
             "READS": "\n".join(_reads(k, f, self._columns[k]) for k, f in enumerate(self._files)),
