@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import base64
+import decimal
 import faulthandler
 import gc
 import importlib
@@ -18,9 +19,11 @@ import math
 import os
 import platform
 import queue
+import re
 import select
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -41,6 +44,7 @@ GRACE_S = 1.0  # for the work to end by itself, once the harness has gone
 HOLD_GRACE_S = 60.0  # to put back what was held takes longer, and matters more
 MOST_VALUES = 32768  # in one event: keeps it far below the length a line may have
 DEAF_S = 2.0  # asked to end, the agent waits so long for a reader that takes nothing
+MOST_OF_FILE, MOST_OF_PROGRAM = 16 << 10, 64 << 10  # bytes that are looked at for fields
 
 if hasattr(time, "CLOCK_BOOTTIME"):
     CLOCK = "boottime"
@@ -79,8 +83,10 @@ class Agent:
         self._parent = int(os.environ.pop("EDGEWATT_PARENT", "0")) or os.getppid()
         # It may also have made the process group for us alone without our leading it (a shell over ssh leads it).
         self._owns_group = bool(os.environ.pop("EDGEWATT_GROUP", "")) or os.getpgrp() == os.getpid()
-        self._heard_ns, self._silence_ns = now_ns(), 0  # 0: nothing is to be heard
-        self._in = 0
+        # On a clock that stands while the device sleeps: a silence of 0 means that nothing is to be heard.
+        self._heard_ns, self._silence_ns = time.monotonic_ns(), 0
+        self._beat_file, self._beat = "", b""
+        self._in, self._listens = 0, False
         self._lock = threading.Lock()
         self._spool: int | None = None
         self._spool_path = spool
@@ -124,7 +130,7 @@ class Agent:
                 deaf_since = 0
             except BlockingIOError:
                 select.select([], [fd], [], LOOK_S)
-                if self.look():
+                if self.look() or self._beat_file:  # a reader over a link that comes and goes finds the spool
                     deaf_since = deaf_since or now_ns()
                     if self.stopping == "orphaned" or now_ns() - deaf_since > DEAF_S * 1e9:
                         raise
@@ -137,24 +143,50 @@ class Agent:
         """The harness has gone: asks the work to end; a signal handler."""
         self.stopping = "orphaned"
 
+    def pass_over(self, *_: object) -> None:
+        """A signal that says nothing: the link may come and go."""
+
     def look(self) -> str:
         """`stopping`, after looking whether the parent still lives and the heart still beats."""
-        if self.stopping != "orphaned" and (os.getppid() != self._parent or self._is_silent()):
+        is_parentless = not self._beat_file and os.getppid() != self._parent
+        if self.stopping != "orphaned" and (is_parentless or self._is_silent()):
             self.abandon()
         return self.stopping
 
     def _is_silent(self) -> bool:
         # A beat that has come and was not read yet counts: this process may have been held up, and not the harness.
-        is_late = self._silence_ns and now_ns() - self._heard_ns > self._silence_ns
-        return bool(is_late) and not select.select([self._in], [], [], 0)[0]
+        if not self._silence_ns or time.monotonic_ns() - self._heard_ns <= self._silence_ns:
+            return False
+        return not (self._has_new_beat() if self._beat_file else select.select([self._in], [], [], 0)[0])
 
-    def watch(self, silence_s: float | None) -> None:
+    def _has_new_beat(self) -> bool:
+        """Whether the beat file says something else than before."""
+        try:
+            with open(self._beat_file, "rb") as file:  # noqa: PTH123 - read from several threads, often
+                beat = file.read(256)
+        except OSError:
+            return False
+        if not beat or beat == self._beat:  # empty between a writer's truncating it and its writing
+            return False
+        self._beat, self._heard_ns = beat, time.monotonic_ns()
+        return True
+
+    def watch(self, silence_s: float | None, beat_file: str = "", listens: bool = True) -> None:
         """From here on a thread cuts off, with all it started, what does not end by itself when the harness has gone.
 
-        Given `silence_s`, something must come on stdin at least so often: the harness lives. A line `stop`: it asks.
+        Given `silence_s`, something must come on stdin at least so often: the harness lives. With `beat_file` too, its
+        content must change so often, and nothing else says that the harness has gone. `listens`: a line `stop` on stdin
+        asks for the end.
         """
+        if beat_file:
+            signal.signal(signal.SIGHUP, self.pass_over)
+            self.stopping = "" if self.stopping == "orphaned" else self.stopping
+            self._beat_file = beat_file
+            self._has_new_beat()
         if silence_s is not None:
-            self._heard_ns, self._silence_ns = now_ns(), int(silence_s * 1e9)
+            self._heard_ns, self._silence_ns = time.monotonic_ns(), int(silence_s * 1e9)
+            self._listens = listens
+        if self._listens:
             self._in = os.dup(0)
             with Path(os.devnull).open("rb") as nothing:
                 os.dup2(nothing.fileno(), 0)  # no program we start may take the beats for answers to its questions
@@ -163,10 +195,12 @@ class Agent:
     def _watch(self) -> None:
         rest = b""
         while self.look() != "orphaned":
-            if not self._silence_ns:
-                time.sleep(WATCH_S)
-            else:
+            if self._beat_file:
+                self._has_new_beat()
+            if self._listens:
                 rest = self._listen(rest)
+            else:
+                time.sleep(WATCH_S)
         grace_s = HOLD_GRACE_S if self.verb == "hold" else GRACE_S
         time.sleep(grace_s)
         if self.verb == "hold":
@@ -192,9 +226,12 @@ class Agent:
         said = self.heard(WATCH_S)
         if said is None:
             return rest
-        if not said:
+        if not said and self._beat_file:
+            self._listens = False
+        elif not said:
             self.abandon()
-        self._heard_ns = now_ns()
+        if not self._beat_file:
+            self._heard_ns = time.monotonic_ns()
         *lines, rest = (rest + said).split(b"\n")
         if b"stop" in lines:
             self.stop()
@@ -246,6 +283,24 @@ def number(job: dict[str, Any], key: str, default: Any, least: float = 0.0) -> f
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
         raise RefusedError(f"job: {key} is {value!r}; wanted a number, at least {least:g}")
     return float(value)
+
+
+def whole(told: dict[str, Any], key: str, default: int, least: int, most: int) -> int:
+    """The integer under `key`; RefusedError if it is none, or beyond."""
+    value = told.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise RefusedError(f"job: {key} is {value!r}; wanted an integer from {least} to {most}")
+    return value
+
+
+def texts(told: dict[str, Any], key: str) -> list[str]:
+    """The list of texts under `key`, empty if there is none; RefusedError if it is something else."""
+    value = told.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise RefusedError(f"job: {key} is {value!r}; wanted a list of names")
+    return value
 
 
 def imported(name: Any, key: str) -> Any:
@@ -316,45 +371,115 @@ def clock(agent: Agent, job: dict[str, Any]) -> None:
 # sample
 
 
-class Node:
-    """A file that holds one integer, kept open. A reading that fails is missing, and counted."""
+class Column:
+    """One number of what is read, by its name; where there is none it is missing, and counted."""
 
-    def __init__(self, path: str, name: str) -> None:
-        self.path, self.name = path, name
+    def __init__(self, told: dict[str, Any], name: str) -> None:
+        self.name = name
         self.failures, self.text = 0, ""
+        self._words = [w.encode() for w in texts(told, "words")]
+        self._decimals = whole(told, "decimals", 0, -18, 18)
+        self._is_plain = told.get("decimals") is None
+        self._number = whole(told, "number", -1, -1000, 1000)
+        line = told.get("line", "")
+        if not isinstance(line, str):
+            raise RefusedError(f"job: line is {line!r}; wanted a text")
+        self._line = line.encode()
+
+    def of_file(self, content: bytes) -> int:
+        """What a file that is all this column's says: an integer, or a word's place among the words."""
+        if self._words:
+            try:
+                return self._words.index(content.strip())
+            except ValueError:
+                return self.fail(f"none of the words: {content[:60]!r}")
+        try:
+            value = int(content) if self._is_plain else scaled(content.strip(), self._decimals)
+        except ValueError:
+            value = MISSING
+        if MISSING < value < -MISSING:
+            return value
+        return self.fail(f"no integer: {content[:60]!r}" if content else "empty")
+
+    def of_text(self, content: bytes) -> int:
+        """What it is in a text with fields."""
+        for line in content.split(b"\n"):
+            line = line.lstrip()
+            if line.startswith(self._line):
+                rest = line[len(self._line) :]
+                try:
+                    return scaled(NUMBER.findall(rest)[self._number], self._decimals)
+                except (IndexError, ValueError):
+                    return self.fail(f"no such number: {rest[:60]!r}")
+        return self.fail(f"no line that begins with {self._line.decode()!r}")
+
+    def fail(self, text: str) -> int:
+        self.failures, self.text = self.failures + 1, text
+        return MISSING
+
+
+# A number begins after anything but a letter, a digit, `_` or `.`: 5 in "T=5 W", none in "S4M".
+NUMBER = re.compile(rb"(?<![\w.])[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+EXACT = decimal.Context(prec=120)
+
+
+def scaled(text: bytes, decimals: int) -> int:
+    """The number that is all of `text`, times 10**decimals, rounded (half to even); ValueError if it does not fit."""
+    if not NUMBER.fullmatch(text):
+        raise ValueError(text)
+    value = decimal.Decimal(text.decode("ascii"))
+    magnitude = value.adjusted() + decimals
+    if not value or magnitude < -1:
+        return 0
+    if magnitude > 19:
+        raise ValueError(text)
+    found = int(EXACT.scaleb(value, decimals).to_integral_value(decimal.ROUND_HALF_EVEN))
+    if not MISSING < found < -MISSING:
+        raise ValueError(text)
+    return found
+
+
+class Node:
+    """A file, kept open, that holds one column, or several fields. A reading that fails is missing, and counted."""
+
+    def __init__(self, path: str, columns: list[Column], has_fields: bool) -> None:
+        self.columns = columns
+        self._path, self._has_fields = path, has_fields
+        self._size = MOST_OF_FILE if has_fields else 64
         self._fd, self._last = -1, b""
         # The kernel's own files stay. Any other may be replaced at every refresh, which shows as a reading that stays.
         self._is_kernels = os.path.realpath(path).startswith(("/sys/", "/proc/"))
 
-    def read(self) -> int:
-        """The integer in the file, or MISSING."""
+    def read(self) -> list[int]:
+        """A number for each column, or MISSING."""
         try:
-            if self._fd < 0:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            content = os.pread(self._fd, 64, 0)
+            content = self._content()
             if content == self._last and not self._is_kernels and os.fstat(self._fd).st_nlink == 0:
                 self._close()
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-                content = os.pread(self._fd, 64, 0)
+                content = self._content()
             self._last = content
-            value = int(content)
-            if not MISSING < value < -MISSING:
-                raise ValueError
-            return value
         except OSError as error:
-            self._fail(os.strerror(error.errno) if error.errno else str(error))
             self._close()  # gone, or another device behind the same name: opened again at the next sample
-        except ValueError:
-            self._fail(f"no integer: {content!r}" if content else "empty")
-        return MISSING
+            return [c.fail(os.strerror(error.errno) if error.errno else str(error)) for c in self.columns]
+        if self._has_fields:
+            return [c.of_text(content) for c in self.columns]
+        return [self.columns[0].of_file(content)]
+
+    def _content(self) -> bytes:
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        content = os.pread(self._fd, self._size, 0)
+        while self._has_fields and len(content) < self._size:
+            more = os.pread(self._fd, self._size - len(content), len(content))
+            if not more:
+                break
+            content += more
+        return content
 
     def reopen_if_removed(self) -> None:
         """A file that was deleted or replaced still answers through its old descriptor, for ever the same."""
         if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
             self._close()
-
-    def _fail(self, text: str) -> None:
-        self.failures, self.text = self.failures + 1, text
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -362,26 +487,88 @@ class Node:
             self._fd = -1
 
 
+class Program:
+    """A program with fields in what it prints, started anew at each sample; one that takes too long is ended."""
+
+    def __init__(self, command: list[str], columns: list[Column], limit_s: float) -> None:
+        self.columns = columns
+        self._command, self._limit_s = command, limit_s
+
+    def read(self) -> list[int]:
+        """A number for each column, or MISSING."""
+        try:
+            content = self._content()
+        except OSError as error:
+            return [c.fail(os.strerror(error.errno) if error.errno else str(error)) for c in self.columns]
+        if content is None:
+            return [c.fail(f"took longer than {self._limit_s:g} s") for c in self.columns]
+        return [c.of_text(content) for c in self.columns]
+
+    def _content(self) -> bytes | None:
+        """The beginning of what it prints; None if that takes too long. It has ended then."""
+        nothing, content, deadline = subprocess.DEVNULL, b"", now_ns() + int(self._limit_s * 1e9)
+        with subprocess.Popen(
+            self._command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, bufsize=0
+        ) as process:
+            out = process.stdout.fileno() if process.stdout else -1
+            try:
+                while len(content) < MOST_OF_PROGRAM:
+                    left_s = (deadline - now_ns()) * 1e-9
+                    if left_s <= 0 or not select.select([out], [], [], left_s)[0]:
+                        return None
+                    more = os.read(out, MOST_OF_PROGRAM - len(content))
+                    if not more:
+                        break
+                    content += more
+                return content
+            finally:
+                process.kill()  # also one that has closed its stdout and stays
+
+    def reopen_if_removed(self) -> None:
+        """Nothing stays open."""
+
+
+def node_of(told: dict[str, Any]) -> Node | Program:
+    """What the job says of one node; RefusedError if it makes no sense."""
+    fields = told.get("fields")
+    if fields is None:
+        columns = [Column(told, str(told.get("name", told.get("path"))))]
+    elif not isinstance(fields, list) or not fields or not all(isinstance(f, dict) for f in fields):
+        raise RefusedError(f"job: fields is {fields!r}; wanted a list of objects with a name and a line")
+    else:
+        for field in fields:
+            for key in ("name", "line"):
+                if not isinstance(field.get(key), str):
+                    raise RefusedError(f"job: {key} is {field.get(key)!r}; wanted a text")
+        columns = [Column(f, f["name"]) for f in fields]
+    if "path" in told:
+        return Node(told["path"], columns, fields is not None)
+    if fields is None:
+        raise RefusedError("job: a command gives its columns by fields, and this one has none")
+    return Program(texts(told, "command"), columns, number(told, "limit_s", 5, 1e-3))
+
+
 class Nodes:
-    """Files read one after the other, a column each."""
+    """Files and programs read one after the other, a column or more each."""
 
     form = "int64"
 
     def __init__(self, nodes: Any) -> None:
         if not isinstance(nodes, list) or not all(
-            isinstance(n, dict) and isinstance(n.get("path"), str) for n in nodes
+            isinstance(n, dict) and (isinstance(n.get("path"), str) != bool(n.get("command"))) for n in nodes
         ):
-            raise RefusedError(f"job: nodes is {nodes!r}; wanted a list of objects with a path")
-        self._nodes = [Node(n["path"], str(n.get("name", n["path"]))) for n in nodes]
-        self.columns = [n.name for n in self._nodes]
+            raise RefusedError(f"job: nodes is {nodes!r}; wanted a list of objects with a path or a command")
+        self._nodes = [node_of(n) for n in nodes]
+        self._columns = [c for n in self._nodes for c in n.columns]
+        self.columns = [c.name for c in self._columns]
         self._reads = [n.read for n in self._nodes]
         self.batch = partial(array.array, "q")
 
     def row(self) -> list[int]:
-        return [read() for read in self._reads]
+        return [value for read in self._reads for value in read()]
 
     def errors(self) -> dict[str, dict[str, Any]]:
-        return {n.name: {"count": n.failures, "text": n.text} for n in self._nodes if n.failures}
+        return {c.name: {"count": c.failures, "text": c.text} for c in self._columns if c.failures}
 
     def refresh(self) -> None:
         for n in self._nodes:
@@ -786,7 +973,11 @@ def main(arguments: Sequence[str]) -> int:
         job = job_of(path)
         if job.get("spool", True):
             agent.open_spool()
-        agent.watch(None if job.get("heartbeat_s") is None else number(job, "heartbeat_s", None, 0.1))
+        silence_s = None if job.get("heartbeat_s") is None else number(job, "heartbeat_s", None, 0.1)
+        beat_file = job.get("heartbeat_file") or ""
+        if not isinstance(beat_file, str) or (beat_file and silence_s is None):
+            raise RefusedError(f"job: heartbeat_file is {beat_file!r}; wanted a path, and heartbeat_s with it")
+        agent.watch(silence_s, beat_file, listens=not (verb == "clock" and job.get("ping")))
     except RefusedError as error:
         refusal = error
     more = {"facts": facts()} if verb == "hello" else {}

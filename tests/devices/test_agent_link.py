@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewatt.devices.transport import AGENT
-from support.agents import Plain, alive, old_python, samples, wait_gone
+from support.agents import Plain, agent_of, alive, samples, wait_gone
 
 FAKES = "support.fake_functions"
 SILENCE_S = 0.8  # of the harness, after which an agent of these tests ends
@@ -25,15 +23,34 @@ CUT_S = 2.0  # from then until it has ended, even where its work does not end by
 SIGNALS = {"term": signal.SIGTERM, "hangup": signal.SIGHUP}
 
 
-@pytest.fixture(params=[None, 8], ids=["this python", "python 3.8"])
+NATIVE = pytest.param("native", marks=pytest.mark.needs_compiler)
+AARCH64 = pytest.param("aarch64", marks=pytest.mark.needs_qemu)
+
+
+@pytest.fixture(params=["python", "python3.8", NATIVE, AARCH64])
 def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Plain:
-    python = old_python(request.param) if request.param else sys.executable
-    return Plain("python", [str(python), str(AGENT)], tmp_path)
+    return agent_of(request.param, tmp_path)
 
 
-@pytest.fixture
-def runner(tmp_path: Path) -> Plain:
-    return Plain("python", [sys.executable, str(AGENT)], tmp_path)
+@pytest.fixture(params=["python", NATIVE])
+def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Plain:
+    return agent_of(request.param, tmp_path)
+
+
+@pytest.fixture(params=["python", "python3.8"])
+def python(request: pytest.FixtureRequest, tmp_path: Path) -> Plain:
+    """An agent that also calls, holds and listens to streams."""
+    return agent_of(request.param, tmp_path)
+
+
+def doing(*verbs: str, native: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Each verb by the Python agent, and what the native one does of them."""
+    cases = [("python", verb) for verb in verbs] + [("native", verb) for verb in native]
+    return pytest.mark.parametrize(
+        ("runner", "verb"),
+        [pytest.param(*c, marks=pytest.mark.needs_compiler if c[0] == "native" else ()) for c in cases],
+        indirect=["runner"],
+    )
 
 
 class Link:
@@ -148,18 +165,18 @@ def nodes(folder: Path, **more: Any) -> dict[str, Any]:
     return {"rate_hz": 200, "batch_s": 0.05, "nodes": [{"path": str(folder / "a")}], **more}
 
 
-def long_work(folder: Path, verb: str, **params: Any) -> dict[str, Any]:
+def long_work(agent: Plain, verb: str, **params: Any) -> dict[str, Any]:
     """A job that takes a minute and does not look whether it should end."""
     if verb == "call":
         return calling(fault="wait", seconds=60, **params)
     if verb == "sample":
         return {"source": f"{FAKES}:stuck", "params": params}
     return {
-        "runner": "support.fake_runner:Sleeper",
+        "runner": agent.runner,
         "params": {"first_s": 60, **params},
         "item_count": 1,
         "item_phases": ["first", "second"],
-        "folder": str(folder / "outputs"),
+        "folder": str(agent.folder / "outputs"),
         "repeats": 1,
         "idle_s": 0,
         "window_s": 60,
@@ -216,21 +233,21 @@ def test_line_of_stop_may_come_in_pieces_and_other_words_are_beats(agent: Plain,
         assert link.wait(2)[-1]["reason"] == "stopped"
 
 
-def test_program_that_asks_is_not_answered_by_the_heart(agent: Plain) -> None:
-    with linked(agent, "call", calling(fault="ask", answer="asked")) as link:
+def test_program_that_asks_is_not_answered_by_the_heart(python: Plain) -> None:
+    with linked(python, "call", calling(fault="ask", answer="asked")) as link:
         assert link.next("result")["value"] == "asked"
 
 
-@pytest.mark.parametrize("verb", ["hello", "clock", "call"])
-def test_short_verbs_end_at_once_though_stdin_stays_open(agent: Plain, verb: str) -> None:
-    with linked(agent, verb, {"n": 2, **calling()}) as link:
+@doing("hello", "clock", "call", native=("hello", "clock"))
+def test_short_verbs_end_at_once_though_stdin_stays_open(runner: Plain, verb: str) -> None:
+    with linked(runner, verb, {"n": 2, **calling()}) as link:
         said = link.wait(3)
     assert said[-1]["reason"] == "done" and link.process.returncode == 0
 
 
 @pytest.mark.parametrize("way", ["stop", "term"])
-def test_call_that_is_asked_to_end_answers_first(agent: Plain, way: str) -> None:
-    with linked(agent, "call", calling(fault="wait", seconds=1.0)) as link:
+def test_call_that_is_asked_to_end_answers_first(python: Plain, way: str) -> None:
+    with linked(python, "call", calling(fault="wait", seconds=1.0)) as link:
         link.next("hello")
         time.sleep(0.3)
         link.end(way)
@@ -243,9 +260,9 @@ def test_call_that_is_asked_to_end_answers_first(agent: Plain, way: str) -> None
 
 
 @pytest.mark.parametrize("way", ["eof", "silence", "hangup"])
-@pytest.mark.parametrize("verb", ["call", "run", "sample"])
+@doing("call", "run", "sample", native=("run",))
 def test_long_work_is_cut_off_with_all_it_started(runner: Plain, tmp_path: Path, verb: str, way: str) -> None:
-    with linked(runner, verb, long_work(tmp_path, verb, child=str(tmp_path / "child"))) as link:
+    with linked(runner, verb, long_work(runner, verb, child=str(tmp_path / "child"))) as link:
         link.next("hello")
         child = child_of(tmp_path)
         lost = link.end(way)
@@ -256,9 +273,9 @@ def test_long_work_is_cut_off_with_all_it_started(runner: Plain, tmp_path: Path,
     assert (said[-1]["event"], said[-1]["reason"]) == ("end", "orphaned")
 
 
-@pytest.mark.parametrize("verb", ["call", "run"])
+@doing("call", "run", native=("run",))
 def test_harness_may_be_lost_after_it_asked_for_the_end(runner: Plain, tmp_path: Path, verb: str) -> None:
-    with linked(runner, verb, long_work(tmp_path, verb, child=str(tmp_path / "child"))) as link:
+    with linked(runner, verb, long_work(runner, verb, child=str(tmp_path / "child"))) as link:
         link.next("steady" if verb == "run" else "hello")  # the next it does is the long item
         child = child_of(tmp_path)
         link.end("stop")
@@ -269,11 +286,14 @@ def test_harness_may_be_lost_after_it_asked_for_the_end(runner: Plain, tmp_path:
         wait_gone(child, 0.5)
 
 
+@doing("call", "run", native=("run",))
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_group_of_a_shell_is_ended_with_long_work_only_if_we_may(runner: Plain, tmp_path: Path, is_ours: bool) -> None:
+def test_group_of_a_shell_is_ended_with_long_work_only_if_we_may(
+    runner: Plain, tmp_path: Path, is_ours: bool, verb: str
+) -> None:
     runner.environment["EDGEWATT_GROUP"] = "1" if is_ours else ""
-    job = long_work(tmp_path, "call", child=str(tmp_path / "child"))
-    with linked(runner, "call", job, wrap=("sh", "-c", '"$@"; exit 7', "sh")) as link:
+    job = long_work(runner, verb, child=str(tmp_path / "child"))
+    with linked(runner, verb, job, wrap=("sh", "-c", '"$@"; exit 7', "sh")) as link:
         child = child_of(tmp_path)
         link.end("eof")
         link.process.wait(CUT_S)
@@ -289,9 +309,17 @@ def test_group_of_a_shell_is_ended_with_long_work_only_if_we_may(runner: Plain, 
 
 
 @pytest.mark.parametrize("way", ["term", "silence"])
-@pytest.mark.parametrize("kind", ["nodes", "stream"])
-def test_sampling_goes_on_and_ends_though_nothing_is_taken(agent: Plain, tmp_path: Path, kind: str, way: str) -> None:
-    with linked(agent, "sample", nodes(tmp_path) if kind == "nodes" else streaming()) as link:
+def test_sampling_goes_on_and_ends_though_nothing_is_taken(agent: Plain, tmp_path: Path, way: str) -> None:
+    goes_on_and_ends(agent, nodes(tmp_path), way)
+
+
+@pytest.mark.parametrize("way", ["term", "silence"])
+def test_listening_to_a_stream_goes_on_and_ends_though_nothing_is_taken(python: Plain, way: str) -> None:
+    goes_on_and_ends(python, streaming(), way)
+
+
+def goes_on_and_ends(agent: Plain, job: dict[str, Any], way: str) -> None:
+    with linked(agent, "sample", job) as link:
         link.next("sampling")
         link.block()
         time.sleep(1.0)
@@ -306,11 +334,11 @@ def test_sampling_goes_on_and_ends_though_nothing_is_taken(agent: Plain, tmp_pat
 
 
 @pytest.mark.parametrize("way", ["stop", "eof"])
-def test_held_setting_is_put_back_though_nothing_is_taken(agent: Plain, tmp_path: Path, way: str) -> None:
+def test_held_setting_is_put_back_though_nothing_is_taken(python: Plain, tmp_path: Path, way: str) -> None:
     setting = tmp_path / "setting"
     setting.write_text("mine")
     job = {"function": f"{FAKES}:setting", "params": {"path": str(setting), "entering": "wait", "seconds": 0.5}}
-    with linked(agent, "hold", job) as link:
+    with linked(python, "hold", job) as link:
         link.next("hello")
         link.block()
         while setting.read_text() != "set":
@@ -322,9 +350,11 @@ def test_held_setting_is_put_back_though_nothing_is_taken(agent: Plain, tmp_path
     assert [e["event"] for e in said] == ["hello", "held", "released", "end"]
 
 
-@pytest.mark.parametrize(
-    ("verb", "way"), [("hold", "term"), *((v, "silence") for v in ("hello", "clock", "sample", "call", "hold", "run"))]
-)
+GREETED = ("hello", "clock", "sample", "call", "hold", "run")
+
+
+@doing(*GREETED, native=GREETED)
+@pytest.mark.parametrize("way", ["term", "silence"])
 def test_what_could_not_even_be_greeted_is_not_begun(runner: Plain, tmp_path: Path, verb: str, way: str) -> None:
     setting = tmp_path / "setting"
     setting.write_text("mine")
@@ -332,7 +362,7 @@ def test_what_could_not_even_be_greeted_is_not_begun(runner: Plain, tmp_path: Pa
         "sample": nodes(tmp_path),
         "call": calling(pid=str(setting)),
         "hold": {"function": f"{FAKES}:setting", "params": {"path": str(setting)}},
-        "run": long_work(tmp_path, "run"),
+        "run": long_work(runner, "run"),
     }
     with linked(runner, verb, jobs.get(verb, {}), is_full=True) as link:
         time.sleep(0.6)
@@ -343,11 +373,13 @@ def test_what_could_not_even_be_greeted_is_not_begun(runner: Plain, tmp_path: Pa
     assert setting.read_text() == "mine"
 
 
-@pytest.mark.parametrize("verb", ["call", "run"])
+@doing("call", "run", native=("run",))
 def test_work_that_is_stuck_in_a_full_stderr_is_cut_off(runner: Plain, tmp_path: Path, verb: str) -> None:
     runner.environment["EDGEWATT_GROUP"] = ""
     runner.environment.pop("PYTHONUNBUFFERED", None)  # what is stuck then keeps others from flushing
-    job = long_work(tmp_path, verb) | {"runner": f"{FAKES}:Chatterer", "params": {"fault": "chatter"}}
+    job = long_work(runner, verb) | {"params": {"fault": "chatter"}}
+    if verb == "run" and runner.name == "python":
+        job["runner"] = f"{FAKES}:Chatterer"
     with linked(runner, verb, job, wrap=("sh", "-c", '"$@"; exit 7', "sh")) as link:  # which it may not end
         link.next("hello")
         time.sleep(0.5)
@@ -360,23 +392,23 @@ def test_work_that_is_stuck_in_a_full_stderr_is_cut_off(runner: Plain, tmp_path:
 # streams
 
 
-def test_frames_do_not_wait_for_the_next_reading(agent: Plain) -> None:
-    with linked(agent, "sample", streaming(period_s=30) | {"batch_s": 0.2}) as link:
+def test_frames_do_not_wait_for_the_next_reading(python: Plain) -> None:
+    with linked(python, "sample", streaming(period_s=30) | {"batch_s": 0.2}) as link:
         link.next("sampling")
         began = time.monotonic()
         assert link.next("frames")["n"] == 1
         assert time.monotonic() - began < 0.8
 
 
-def test_stream_begins_with_its_first_number(agent: Plain) -> None:
-    said = agent.events("sample", {"stream": f"{FAKES}:late", "duration_s": 0.3})
+def test_stream_begins_with_its_first_number(python: Plain) -> None:
+    said = python.events("sample", {"stream": f"{FAKES}:late", "duration_s": 0.3})
     assert samples(said).values[0, 0] == 3.0
     assert next(e for e in said if e["event"] == "sampling")["t_ns"] == samples(said).t_ns[0]
 
 
-def test_cost_of_a_stream_includes_the_program_behind_it(agent: Plain) -> None:
+def test_cost_of_a_stream_includes_the_program_behind_it(python: Plain) -> None:
     began = time.monotonic()
-    told = agent.events("sample", {"stream": f"{FAKES}:burning", "duration_s": 0.5})[-2]
+    told = python.events("sample", {"stream": f"{FAKES}:burning", "duration_s": 0.5})[-2]
     assert 0.45 / (time.monotonic() - began) < told["cpu_s_per_s"] < 1.5
 
 
@@ -407,3 +439,117 @@ def test_clock_that_nobody_pings_any_more_ends(agent: Plain) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=agent.environment) as process:
         assert process.stdin is not None  # it stays open, as on a link that carries nothing any more
         assert process.wait(8) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a link that comes and goes: only the beat file counts
+
+
+class Keeper:
+    """The harness's other way to say that it lives: a file whose content changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "beat"
+        self._beats = 0
+        self.beat()
+
+    def beat(self) -> None:
+        self._beats += 1
+        self.path.write_text(f"{self._beats}\n")
+
+    def keep(self, for_s: float) -> None:
+        end = time.monotonic() + for_s
+        while time.monotonic() < end:
+            self.beat()
+            time.sleep(0.1)
+
+
+def kept(keeper: Keeper, job: dict[str, Any], silence_s: float = SILENCE_S) -> dict[str, Any]:
+    return {**job, "heartbeat_s": silence_s, "heartbeat_file": str(keeper.path)}
+
+
+def test_only_the_beat_file_says_that_the_harness_lives(agent: Plain, tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    with linked(agent, "sample", kept(keeper, nodes(tmp_path))) as link:
+        link.next("sampling")
+        link.stop_beating()
+        assert link.process.stdin
+        link.process.stdin.close()
+        link.process.send_signal(signal.SIGHUP)
+        keeper.keep(SILENCE_S * 2)
+        assert link.process.poll() is None
+        said = link.wait(SILENCE_S + CUT_S)
+    assert (said[-1]["event"], said[-1]["reason"]) == ("end", "orphaned")
+    assert np.ptp(samples(said).t_ns) > SILENCE_S * 1.8e9
+
+
+def test_file_that_is_written_and_says_the_same_is_no_beat(agent: Plain, tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    with linked(agent, "sample", kept(keeper, nodes(tmp_path))) as link:
+        link.next("sampling")
+        while link.process.poll() is None:
+            keeper.path.write_text("1\n")
+            time.sleep(0.1)
+        assert link.wait(1)[-1]["reason"] == "orphaned"
+
+
+def test_parent_may_end_where_the_beat_file_counts(agent: Plain, tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    path = agent.job(kept(keeper, nodes(tmp_path)))
+    command = ["sh", "-c", '"$@" >/dev/null 2>&1 </dev/null & echo $!', "sh", *agent.command, "sample", str(path)]
+    end = subprocess.run(command, capture_output=True, text=True, env=agent.environment, check=True)
+    keeper.keep(1.0)
+    os.kill(int(end.stdout), signal.SIGTERM)
+    deadline = time.monotonic() + 3
+    while not (agent.spool.exists() and b'"event":"end"' in agent.spool.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert json.loads(agent.spool.read_text().splitlines()[-1])["reason"] == "stopped"
+
+
+def test_full_link_holds_up_nothing_where_the_beat_file_counts(runner: Plain, tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    job = {
+        "runner": runner.runner,
+        "params": {"first_s": 0.001, "second_s": 0.001},
+        "item_count": 3,
+        "item_phases": ["first", "second"],
+        "folder": str(tmp_path / "outputs"),
+        "idle_s": 1.5,
+        "window_s": 2.0,
+        "steady": {"max_s": 0},
+    }
+    with linked(runner, "run", kept(keeper, job, 60)) as link:
+        link.next("loaded")
+        link.block()
+        deadline = time.monotonic() + 12
+        while b'"event":"done"' not in runner.spool.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        said = [json.loads(line) for line in runner.spool.read_text().splitlines()]
+    window = next(e for e in said if e["event"] == "phase" and e["phase"] == "window")
+    assert (window["end_ns"] - window["start_ns"]) * 1e-9 < 2.5
+
+
+def test_line_of_stop_is_heard_beside_the_beat_file(agent: Plain, tmp_path: Path) -> None:
+    with linked(agent, "sample", kept(Keeper(tmp_path), nodes(tmp_path), 60)) as link:
+        link.next("sampling")
+        link.end("stop")
+        assert link.wait(2)[-1]["reason"] == "stopped"
+
+
+def test_pings_are_answered_beside_the_beat_file(agent: Plain, tmp_path: Path) -> None:
+    with linked(agent, "clock", kept(Keeper(tmp_path), {"ping": True}, 60)) as link:
+        link.next("hello")
+        for _ in range(20):
+            link.next("clock")  # each of the link's beats is a line
+
+
+@pytest.mark.parametrize("file", ["", 3, {"heartbeat_s": None}])
+def test_beat_file_that_makes_no_sense_is_refused(agent: Plain, tmp_path: Path, file: Any) -> None:
+    if file == "":  # none
+        assert agent.events("hello", {"heartbeat_file": ""})[-1]["reason"] == "done"
+        return
+    more = {"heartbeat_file": "/beat", **file} if isinstance(file, dict) else {"heartbeat_file": file, "heartbeat_s": 1}
+    last = agent.events("hello", more)[-1]
+    assert last["kind"] == "refused" and "heartbeat_file" in last["message"]
