@@ -24,10 +24,9 @@ SIGNALS = {"term": signal.SIGTERM, "hangup": signal.SIGHUP}
 
 
 NATIVE = pytest.param("native", marks=pytest.mark.needs_compiler)
-AARCH64 = pytest.param("aarch64", marks=pytest.mark.needs_qemu)
 
 
-@pytest.fixture(params=["python", "python3.8", NATIVE, AARCH64])
+@pytest.fixture(params=["python", "python3.8", NATIVE])
 def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Plain:
     return agent_of(request.param, tmp_path)
 

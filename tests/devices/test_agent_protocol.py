@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,9 +196,9 @@ def test_pause_beyond_the_limit_is_counted_and_not_made_up_for(agent: Plain, tmp
 def test_file_that_fails_is_missing_and_counted_and_harms_no_other(agent: Plain, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     broken = {
-        "/proc/self/mem": "Input/output error",  # nothing is mapped at address 0
+        "/proc/self/mem": "Input/output error|I/O error",  # nothing is mapped at address 0; as glibc or musl words it
         str(tmp_path): "Is a directory",
-        str(tmp_path / "fifo"): "Illegal seek",
+        str(tmp_path / "fifo"): "Illegal seek|Invalid seek",
         str(tmp_path / "none"): "No such file or directory",
         str(node(tmp_path, "words", "12.5 W\n")): "no integer",
         str(node(tmp_path, "empty", "")): "empty",
@@ -208,7 +209,7 @@ def test_file_that_fails_is_missing_and_counted_and_harms_no_other(agent: Plain,
     assert (found.values[:, 0] == 42).all() and (found.values[:, 1:] == MISSING).all()
     assert set(errors) == set(broken)
     for path, text in broken.items():
-        assert errors[path]["count"] == len(found.t_ns) and text in errors[path]["text"]
+        assert errors[path]["count"] == len(found.t_ns) and re.search(text, errors[path]["text"])
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])

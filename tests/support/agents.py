@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -130,8 +131,8 @@ def ort_include() -> str:
 
 @functools.cache
 def _native_aarch64() -> Path:
-    os.environ.setdefault("EDGEWATT_CACHE", str(_folder()))
-    return build.build("arm64-v8a")
+    with mock.patch.dict(os.environ, EDGEWATT_CACHE=str(_folder())):
+        return build.build("arm64-v8a")
 
 
 def native_aarch64() -> Path:
