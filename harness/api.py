@@ -309,6 +309,7 @@ class Meter(ABC):
     channels: tuple[Channel, ...]
     period_s: float  # asked time between two samples
     clock: str = "boottime"
+    probe_s: float = 0.0  # how long it must be watched to see how often it refreshes, where a second does not do
 
     @classmethod
     def found_on(cls, device: Device) -> Sequence[Meter]:

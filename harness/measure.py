@@ -170,11 +170,11 @@ def measure(
         return conclude(run, workload, None, into, gate, notes)
 
 
-def watched(meter: Meter, seconds: float) -> Trace:
-    """What a meter says in so long a time, or in five of its periods where that is longer."""
+def watched(meter: Meter, seconds: float, periods: int = 5) -> Trace:
+    """What a meter says in so long a time, or in so many of its periods, or in its own time, where that is longer."""
     meter.start()
     try:
-        time.sleep(max(seconds, 5 * meter.period_s))
+        time.sleep(max(seconds, periods * meter.period_s, meter.probe_s if periods else 0.0))
     finally:
         trace = meter.stop()
     return trace

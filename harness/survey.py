@@ -89,7 +89,8 @@ def in_words(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _watched(meter: Meter, seconds: float) -> dict[str, Any]:
-    trace = watched(meter, seconds)
+    # How often it refreshes matters of energy alone; what is read every few seconds is not waited for.
+    trace = watched(meter, seconds, 5 if any(c.is_energy for c in meter.channels) else 0)
     return {
         "meter": meter.name,
         "clock": trace.clock,
