@@ -79,7 +79,7 @@ class Android(Device):
             _text(name, key, options.get(key))
         if not isinstance(options.get("root", False), bool):
             raise UsageError(f"{name}: root is {options['root']!r}; wanted true or false")
-        for key in ("agent", "onnxruntime", "key"):
+        for key in ("agent", "onnxruntime"):
             if options.get(key) not in (None, SHELL) and not Path(options[key]).expanduser().is_file():
                 raise UsageError(f"{name}: {key} = {options[key]!r}: no such file; see docs/android.md")
         key_file = options.get("key")

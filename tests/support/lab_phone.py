@@ -62,11 +62,11 @@ class LabPhone:
         """A short run of FemtoDet."""
         return self.json("run", "femtodet", "--device", self.name, *QUICK, *settings, status=status)
 
-    def start_run(self, *settings: str) -> subprocess.Popen[str]:
-        """A run begun; returns when its model works on the phone."""
+    def start_run(self, *settings: str, on: str) -> subprocess.Popen[str]:
+        """A run begun; returns when its model works on the emulated phone called `on`."""
         process = self.start("run", "femtodet", "--device", self.name, "--json", *QUICK, *settings)
-        deadline = time.monotonic() + 60
-        while not self.models():
+        deadline = time.monotonic() + 120
+        while not models_on(on):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.05)
         return process
@@ -79,22 +79,19 @@ class LabPhone:
         """The phone as the device file has it."""
         return find(self.name, self.devices)
 
-    def models(self) -> list[int]:
-        """Agents on emulated phones that run a model now, by the host's pids."""
-        return [pid for pid, words in agents() if "run" in words]
 
-
-def agents() -> list[tuple[int, list[str]]]:
-    """Every native agent that runs on this machine, those on emulated phones: pid and words."""
+def models_on(phone: str) -> list[int]:
+    """Agents that run a model on an emulated phone now, by this machine's pids."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            is_there = f"androidlab-{phone}-" in (entry / "cgroup").read_text()
         except OSError:
             continue
-        if state != "Z" and "edgewatt" in words[0] and any(w.endswith(".json") for w in words):
-            found.append((int(entry.name), words))
+        if is_there and state != "Z" and words[1:2] == ["run"]:
+            found.append(int(entry.name))
     return found
 
 
