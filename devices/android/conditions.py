@@ -172,7 +172,7 @@ def _heat(seen: Snapshot) -> Iterator[Flag]:
         yield Flag(flags.THROTTLED, (*flags.TIMING_METRICS, *flags.ENERGY_METRICS), detail)
     elif now.status:
         yield Flag(flags.THROTTLED, (), f"thermal status {_status(now.status)} before the run; let the phone cool")
-    for name, (kind, celsius) in now.celsius.items():
+    for name, (kind, celsius) in (now.celsius or _zones(seen)).items():
         name = facts.plain(name) or "a sensor"
         limit = now.limits_c.get(name)
         if limit is not None and celsius > limit - _NEAR_LIMIT_K:
@@ -188,6 +188,17 @@ def _heat(seen: Snapshot) -> Iterator[Flag]:
                 held[w.channel.name] = state
     for name, state in held.items():
         yield Flag(flags.THROTTLED, (), f"{name} is held down (state {state}) before the run; let the phone cool")
+
+
+def _zones(seen: Snapshot) -> dict[str, tuple[int, float]]:
+    """The kernel's own temperatures, for phones whose service tells none: by name, a type like the HAL's, degrees C."""
+    found = {}
+    for w in health.watched(seen):
+        raw, name = seen.number(w.path), w.channel.name
+        if w.channel.unit == "degC" and raw is not None:
+            kind = 2 if "batt" in name.lower() else 3 if "skin" in name.lower() else 0
+            found[name] = (kind, raw * w.scale)
+    return found
 
 
 def _clocks(seen: Snapshot) -> Iterator[Flag]:

@@ -71,7 +71,7 @@ def held(device: Android, wanted: Mapping[str, Any]) -> Iterator[Facts]:
             for h in plan:
                 if not h.knob.followed(h.wanted, h.before, h.before):
                     touched.append(h)
-                    _set(device, h)
+                    _set(device, h, touched)
             _look_again(device)
             read_back.update(_by_control(device, plan))
             yield read_back
@@ -274,14 +274,16 @@ def _before(device: Android, control: str, knob: Knob) -> str | None:
         raise UsageError(f"{device.name}: {control} cannot be set: {error}; leave it out") from error
 
 
-def _set(device: Android, h: Held) -> None:
+def _set(device: Android, h: Held, touched: list[Held]) -> None:
     try:
         h.knob.write(device.shell, h.wanted)
-        now = h.knob.reads(device.shell, h.wanted, h.before)
     except TransientError:
         raise
     except HarnessError as error:
+        if not h.knob.is_told:  # the phone has no such thing, so it could not be turned off again either
+            touched.remove(h)
         raise UsageError(f"{device.name}: {h.control} was refused: {error}; leave it out") from error
+    now = h.knob.reads(device.shell, h.wanted, h.before)
     if not h.knob.followed(h.wanted, now, h.before):
         raise UsageError(
             f"{device.name}: {h.control} did not follow: {h.knob.name} was set to {h.wanted} and says "

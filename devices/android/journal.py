@@ -172,7 +172,7 @@ def put_back(device: Android, held: Held, *, is_restarted: bool = False, is_ours
     if is_restarted and not knob.survives:
         return "undone by the phone's restart"
     now = knob.read(device.shell)
-    if knobs.same(now, before):
+    if knob.is_told and knobs.same(now, before):
         return _shown(now)
     if not (is_ours or knob.is_switch or knob.followed(held.wanted, now, before)):
         return f"{_shown(now)}, set by somebody else since; left so"

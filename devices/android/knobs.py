@@ -11,28 +11,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from edgewatt.devices.android import facts
+from edgewatt.devices.android.look import Shell, Told
 from edgewatt.harness.api import HarnessError, UsageError
 
 LONGEST_VALUE = 400  # characters
 _EACH_S = 0.2
-
-
-class Told(Protocol):
-    """What a command on the phone said (transport.Done)."""
-
-    @property
-    def status(self) -> int | None: ...
-    @property
-    def stdout(self) -> bytes: ...
-    @property
-    def stderr(self) -> str: ...
-
-
-class Shell(Protocol):
-    def __call__(self, script: str, *words: str, timeout_s: float = 30.0) -> Told: ...
 
 
 class Knob(ABC):
@@ -41,6 +27,7 @@ class Knob(ABC):
     kind: ClassVar[str]
     survives: ClassVar[bool] = True  # a restart of the phone
     is_switch: ClassVar[bool] = False  # of two states: whatever it is now, "before" is what it should be
+    is_told: ClassVar[bool] = True  # False: it may be on although it reads as before, so it is always written back
     settles_s: ClassVar[float] = 0.4  # how long after a write a reading may still be the old one
 
     @property
@@ -207,6 +194,7 @@ class FixedPerformance(Knob):
     kind: ClassVar[str] = "fixed"
     survives: ClassVar[bool] = False
     is_switch: ClassVar[bool] = True
+    is_told: ClassVar[bool] = False
     settles_s: ClassVar[float] = 2.0
 
     @property
@@ -273,5 +261,6 @@ def _said(shell: Shell, *words: str) -> str:
 
 def _reason(done: Told) -> str:
     said = done.stderr.strip() or done.stdout.decode("utf-8", "replace").strip()
-    last = facts.plain(said.splitlines()[-1].rpartition(": ")[2]) if said else None
-    return last or f"status {done.status}"
+    lines = said.splitlines()
+    telling = next((line for line in lines if "Exception" in line or "service" in line), lines[-1] if lines else "")
+    return facts.plain(telling) or f"status {done.status}"

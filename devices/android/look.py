@@ -75,7 +75,11 @@ Files = dict[str, dict[str, str]]
 Answers = dict[str, dict[str, object]]
 
 
-class _Done(Protocol):
+class Told(Protocol):
+    """What a command on the phone said; a status of None was not told."""
+
+    @property
+    def status(self) -> int | None: ...
     @property
     def stdout(self) -> bytes: ...
     @property
@@ -85,7 +89,7 @@ class _Done(Protocol):
 class Shell(Protocol):
     """A script run in the phone's shell, with words as $1, $2, …"""
 
-    def __call__(self, script: str, *words: str, timeout_s: float = 30.0) -> _Done: ...
+    def __call__(self, script: str, *words: str, timeout_s: float = 30.0) -> Told: ...
 
 
 def look(shell: Shell, patterns: Sequence[str], tools: Mapping[str, Sequence[str]]) -> Snapshot:
@@ -133,8 +137,8 @@ def parsed(said: bytes, word: str, stderr: str = "") -> tuple[Files, Answers]:
     parts = said.decode("utf-8", "replace").split(word)
     if len(parts) < 3 or parts[-2].strip() != "end":
         if len(parts) == 1 and stderr.strip():
-            said = stderr.strip().splitlines()[0][:200]
-            raise UsageError(f"the phone's shell cannot be asked ({said}); see docs/android.md")
+            why = stderr.strip().splitlines()[0][:200]
+            raise UsageError(f"the phone's shell cannot be asked ({why}); see docs/android.md")
         raise TransientError("the phone's answer was cut short; try again")
     files: Files = {}
     tools: Answers = {}

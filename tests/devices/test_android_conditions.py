@@ -117,6 +117,14 @@ def test_near_its_limit_or_past_what_is_usual_is_hot(old: str, new: str, name: s
     assert name in flag.detail and "degC" in flag.detail
 
 
+def test_without_the_service_the_kernels_zones_are_looked_at() -> None:
+    old = phone(thermal="Can't find service: thermalservice\n")
+    zone = "/sys/class/thermal/thermal_zone"
+    old.files |= {f"{zone}0/type": "cpu-0-0-usr", f"{zone}0/temp": "93000"}
+    old.files |= {f"{zone}1/type": "battery", f"{zone}1/temp": "41000"}
+    assert "zone cpu-0-0-usr is at 93 degC" in raised(old)["hot"].detail
+
+
 def test_a_charged_phone_voids_its_gauge_and_no_rails() -> None:
     for text in (BATTERY.replace("USB powered: false", "USB powered: true"), BATTERY.replace("status: 3", "status: 2")):
         flag = raised(phone(battery=text))["charging"]

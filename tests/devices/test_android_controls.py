@@ -17,6 +17,7 @@ from edgewatt.devices.android.knobs import Airplane, FixedPerformance, Idle, Scr
 from edgewatt.harness.api import HarnessError, TransientError, UsageError
 from support.android_lab import PROFILES, Phone
 from support.fake_phone import CPUFREQ, FakePhone, clocks
+from support.recorded_phone import Done
 
 CHIP = "/sys/bus/iio/devices/iio:device1"
 CUT = "/sys/class/power_supply/battery/input_suspend"
@@ -116,6 +117,41 @@ def test_a_setting_that_was_not_there_is_taken_away_again() -> None:
     with held(phone, {"animations": 0}):  # type: ignore[arg-type]
         assert len(phone.settings) == 3
     assert phone.settings == {}
+
+
+def test_a_mode_that_nobody_can_see_is_turned_off_all_the_same() -> None:
+    phone = FakePhone(files={k: "1803000" if "scaling_m" in k else v for k, v in clocks().items()})
+    phone.files[f"{CPUFREQ}/policy0/scaling_max_freq"] = "1197000"  # the mode changes nothing that can be read
+    with pytest.raises(UsageError, match="did not follow"), held(phone, {"fixed_performance": True}):  # type: ignore[arg-type]
+        pytest.fail("held something that cannot be seen")
+    assert [c[-1] for c in phone.calls if c[:2] == ("cmd", "power")] == ["true", "false"]
+
+
+@pytest.mark.parametrize(
+    "status, said",
+    [
+        (
+            255,
+            "java.lang.SecurityException: Permission denial: writing to settings requires WRITE_SETTINGS\n\tat a.b(C)",
+        ),
+        (20, "cmd: Can't find service: settings"),
+        (
+            None,
+            "java.lang.SecurityException: Permission denial: writing to settings requires WRITE_SETTINGS\n\tat a.b(C)",
+        ),
+    ],
+)
+def test_a_phone_that_lets_nobody_write_says_why(status: int | None, said: str) -> None:
+    class Strict(FakePhone):
+        def _does(self, *words: str) -> Done:
+            return Done(status, b"", said)
+
+    with (
+        pytest.raises(UsageError, match="brightness was refused") as refused,
+        held(Strict(), {"brightness": 5}),  # type: ignore[arg-type]
+    ):
+        pytest.fail("held something that was refused")
+    assert said.splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_what_was_set_before_a_refusal_is_put_back() -> None:
