@@ -87,7 +87,7 @@ def _sensor(device: Android) -> Check:
     said = []
     for m in found.values():
         whole = next(c for c in m.channels if c.is_energy)
-        said.append(f"{m.name} ({whole.covers}; boundary {whole.boundary})")
+        said.append(f"{m.name} ({whole.covers.partition(':')[0]}; boundary {whole.boundary})")
     return Check("power sensor", True, ", beside ".join(said))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,8 @@ class Android(Device):
         return conditions.steady_nodes(self.seen)
 
     def controls(self, wanted: Mapping[str, Any]) -> AbstractContextManager[Facts]:
-        """Sets what is asked for, reads it back, and puts it back on any exit."""
-        return controls.held(self, wanted) if wanted else nullcontext({})
+        """Sets what is asked for, reads it back, and puts it back on any exit; first, what a killed harness left."""
+        return controls.held(self, wanted)
 
     def restore(self) -> Facts:
         return journal.restore(self)

@@ -12,7 +12,7 @@ from edgewatt.devices.android.facts import CPUS
 from edgewatt.devices.android.look import look
 from edgewatt.devices.android.transport import Adb
 from edgewatt.devices.snapshot import Snapshot
-from support.android_lab import LAB, PROFILES, Phone, real_adbd
+from support.android_lab import LAB, Phone, real_adbd
 from support.fake_phone import SERIAL, clocks, properties, tool
 
 # `dumpsys battery` of a plugged phone, and of one with a log behind its state (both shortened).
@@ -140,8 +140,8 @@ def test_a_phone_that_tells_nothing_at_all_gives_facts_all_the_same() -> None:
 
 
 @pytest.mark.needs_android_lab
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_phone_of_the_lab_tells_what_its_profile_says(profile: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize("profile", ["pixel6", "pixel8", "sm8250-ma"])
+def test_phones_of_the_lab_tell_what_their_profiles_say(profile: str, tmp_path: Any) -> None:
     wanted = json.loads((LAB / "profiles" / f"{profile}.json").read_text("utf-8"))
     with Phone(profile) as phone:
         adb = Adb(phone.address, key=tmp_path / "adbkey")
