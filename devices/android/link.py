@@ -169,7 +169,6 @@ class Stream:
         self._link, self.number, self.remote = link, number, 0
         self._in: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._may_write = threading.Semaphore(0)
-        self._ahead = 0
         self._opened = threading.Event()
         self.is_closed = False
         self.is_lost = False  # the link ended, and not the service
@@ -183,7 +182,6 @@ class Stream:
         if data is None:
             self._in.put(None)  # whoever reads again finds the end again
             return None
-        self._ahead -= 1
         if not self.is_closed:
             with suppress(TransientError):  # what has come is good all the same
                 self._link.send(b"OKAY", self.number, self.remote)
@@ -215,8 +213,7 @@ class Stream:
             self._may_write.release()
             self._opened.set()
         elif command == b"WRTE":
-            self._ahead += 1
-            if self._ahead > _AHEAD:
+            if self._in.qsize() > _AHEAD:
                 raise ValueError("more than was asked for")
             self._in.put(data)
 
@@ -266,7 +263,7 @@ class Link:
             if self.is_closed:
                 raise TransientError(f"{self.name}: the link was lost")
             self._streams[stream.number] = stream
-        self.send(b"OPEN", stream.number, 0, service.encode() + b"\0")
+        self.send(b"OPEN", stream.number, 0, service.encode("utf-8", "surrogateescape") + b"\0")
         try:
             is_open = stream.wait_open(timeout_s)
         except TimeoutError as error:

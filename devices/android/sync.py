@@ -31,9 +31,13 @@ def send(link: Link, pieces: Iterator[bytes], remote: str, mode: int) -> None:
     with _service(link) as (stream, inbox):
         stream.write(_request(b"SEND", f"{remote},{_REGULAR | mode}"))
         try:
+            waiting = bytearray()  # as much as one packet takes: each costs a round trip
             for piece in pieces:
-                stream.write(b"DATA" + struct.pack("<I", len(piece)) + piece)
-            stream.write(b"DONE" + struct.pack("<I", 0))
+                waiting += b"DATA" + struct.pack("<I", len(piece)) + piece
+                if len(waiting) > link.most_bytes - _MOST:
+                    stream.write(bytes(waiting))
+                    waiting.clear()
+            stream.write(bytes(waiting) + b"DONE" + struct.pack("<I", 0))
         except TransientError:
             if stream.is_lost:
                 raise

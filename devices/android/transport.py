@@ -45,6 +45,7 @@ RESTARTED_S = 5.0  # a phone whose uptime is behind by more than that (and 0.1 %
 SAY_S = 10.0  # how often one that waits for a phone says so, so that it is not taken for hung
 PINGS = 30
 UPTIME_STEP_S = 0.01  # what /proc/uptime counts in
+MOST_SCRIPT = 100_000  # bytes; Linux takes 128 KiB as one argument
 MOST_OUT = 64 << 20  # bytes of a command's output
 _V2 = "shell_v2"
 _STDIN, _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = range(5)
@@ -149,9 +150,7 @@ class Adb(Transport):
 
     def _run(self, link: Link, text: str, stdin: bytes, timeout_s: float) -> Done:
         if _V2 in link.features:
-            if len(text) + 32 > link.most_bytes:
-                raise HarnessError(f"{self.name}: a script of {len(text)} bytes is too long for the phone")
-            stream = link.open(f"shell,v2,raw:{text}")
+            stream = link.open(f"shell,v2,raw:{self._short(link, text)}")
             if stream is not None:
                 return _by_v2(self.name, stream, stdin, timeout_s)
         return self._by_marks(link, text, stdin, timeout_s)
@@ -162,10 +161,7 @@ class Adb(Transport):
         errors = f"/data/local/tmp/.edgewatt-{mark}"
         feed = f"head -c {len(stdin)} | " if stdin else ""
         whole = f'{feed}( {text}\n) 2>{errors}; r=$?; echo; echo "{mark} $r"; cat {errors}; rm -f {errors}'
-        if len(whole) + 8 > link.most_bytes:
-            sync.push_bytes(link, whole.encode(), f"{errors}.sh")
-            whole = f"sh {errors}.sh; rm -f {errors}.sh"
-        stream = link.open(f"exec:{whole}")
+        stream = link.open(f"exec:{self._short(link, whole)}")
         if stream is None:
             raise UsageError(f"{self.name}: its adb daemon has neither shell v2 nor exec; Android 5 or later is needed")
         try:
@@ -176,6 +172,15 @@ class Adb(Transport):
         out, found, rest = said.partition(f"\n{mark} ".encode())
         status, _, stderr = rest.partition(b"\n")
         return Done(int(status) if found and status.isdigit() else None, out, stderr.decode(errors="replace"))
+
+    def _short(self, link: Link, text: str) -> str:
+        """The script, or one that runs it out of a file, where it is longer than an argument or a packet may be."""
+        content = text.encode("utf-8", "surrogateescape")
+        if len(content) < min(MOST_SCRIPT, link.most_bytes - 64):
+            return text
+        path = f"/data/local/tmp/.edgewatt-{secrets.token_hex(8)}.sh"
+        sync.push_bytes(link, content, path)
+        return f"sh {path}; r=$?; rm -f {path}; exit $r"
 
     # -- what every transport does
 
@@ -207,6 +212,7 @@ class Adb(Transport):
         home = f"{self.folder}/files/{digest}"
         target = f"{home}/{path.name}"
         if target not in self._known and self.shell('[ -e "$1" ]', target, tries=TRIES).status != 0:
+            self._made_session()
             with _readable(path):
                 self._tried(lambda link: self._push(link, path, home), TRIES)
         self._known.add(target)
@@ -407,29 +413,24 @@ class Adb(Transport):
         return set()
 
     def _push(self, link: Link, path: Path, home: str) -> None:
-        """Into a new folder beside `home`, compared there, and then under its name: whole or not at all."""
-        new = f"{home}.{secrets.token_hex(4)}"
+        """Into a new folder, compared there, and then under its name: whole or not at all."""
+        new = f"{self._session}/push-{secrets.token_hex(4)}"  # what is left of a broken one goes with the session
         files = [path] if path.is_file() else [p for p in _held(path) if p.is_file()]
         folders = [path.name] if path.is_dir() else []
         folders += [str(p.relative_to(path.parent)) for p in _held(path) if p.is_dir()] if path.is_dir() else []
         names = [p.relative_to(path.parent).as_posix() for p in files]
         quoted = shlex.join(f"{new}/{name}" for name in ["", *folders])
-        made = self._run(link, f"mkdir -p -- {quoted}", b"", 30.0)
+        made = self._run(link, f"mkdir -p -- {shlex.quote(str(PurePosixPath(home).parent))} {quoted}", b"", 30.0)
         if made.status != 0:
             raise HarnessError(f"{self.name}: {home} cannot be made: {made.why}; name another folder")
-        try:
-            for file, name in zip(files, names, strict=True):
-                sync.push(link, file, f"{new}/{name}", 0o755 if os.access(file, os.X_OK) else 0o644)
-            self._compare(link, files, [f"{new}/{name}" for name in names])
-            # Another one may have been as quick: its copy is as good, and ours is not to end up inside it.
-            script = '[ -d "$2" ] || mv "$1" "$2"; rm -rf -- "$2/${1##*/}"; [ -d "$2" ]'
-            moved = self._run(link, f"set -- {shlex.join([new, home])}\n{script}", b"", 30.0)
-            if moved.status != 0:
-                raise HarnessError(f"{self.name}: {home} cannot be written: {moved.why}")
-        finally:
-            with suppress(HarnessError):
-                if not link.is_closed:
-                    self._run(link, f"rm -rf -- {shlex.quote(new)}", b"", 30.0)
+        for file, name in zip(files, names, strict=True):
+            sync.push(link, file, f"{new}/{name}", 0o755 if os.access(file, os.X_OK) else 0o644)
+        self._compare(link, files, [f"{new}/{name}" for name in names])
+        # Another one may have been as quick: its copy is as good, and ours is not to end up inside it.
+        script = '[ -d "$2" ] || mv "$1" "$2"; rm -rf -- "$2/${1##*/}"; [ -d "$2" ]'
+        moved = self._run(link, f"set -- {shlex.join([new, home])}\n{script}", b"", 30.0)
+        if moved.status != 0:
+            raise HarnessError(f"{self.name}: {home} cannot be written: {moved.why}")
 
     def _compare(self, link: Link, files: Sequence[Path], remotes: Sequence[str]) -> None:
         """TransientError if what lies on the phone is not what was sent: by sha256 where it has that, else by size."""
@@ -483,8 +484,10 @@ class OnPhone(AgentProcess):
 
     def _signal(self, name: str, is_group: bool = False) -> None:
         """Sends a signal to the process, or to its group, if it still is what we started."""
+        # By number: not every shell takes a group after `-s`.
         target = '"-$g"' if is_group else '"$p"'
-        script = _LEADER + f'[ -n "$g" ] && read -r p <"$1.pid" && kill -s {name} {target}'
+        number = signal.Signals[f"SIG{name}"].value
+        script = _LEADER + f'[ -n "$g" ] && read -r p <"$1.pid" && kill -{number} {target}'
         with suppress(HarnessError):
             self._adb.shell(script, self._base, timeout_s=15, tries=TRIES)
 
