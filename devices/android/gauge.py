@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewatt.devices.agent_meter import AgentMeter
-from edgewatt.devices.android import odpm
+from edgewatt.devices.android import odpm, powerstats
 from edgewatt.devices.snapshot import Snapshot
 from edgewatt.harness.api import Channel, Device, Floats, Ints, Meter, Trace, UsageError
 
@@ -33,7 +33,9 @@ STATUS = ["Unknown", "Charging", "Discharging", "Not charging", "Full"]
 
 _FED = (STATUS.index("Charging"), STATUS.index("Not charging"), STATUS.index("Full"))
 
-RATE_HZ = 8.0  # twice for each reading of the fastest gauges known; polled every 10 ms a gauge raises what it measures
+# Twice for each reading of the fastest gauges known, and out of step with them: reads that keep to one place between
+# two refreshes do not show when those were. (Polled every 10 ms a gauge raises what it measures.)
+RATE_HZ = 8.0 * powerstats.OFF_BEAT
 UNITS = {"uA": 1e-6, "mA": 1e-3}
 SIGNS = {1: "negative", -1: "positive"}
 """What `current_now` is while the battery is discharged; 1 is the kernel's rule."""

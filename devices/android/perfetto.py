@@ -34,9 +34,10 @@ _HAS = "command -v perfetto >/dev/null"
 _BEGIN = 'printf "%s" "$1" | perfetto --txt -c - -o "$2" --background'
 _END = """
 p=$1
-case "$(cat /proc/$p/cmdline 2>/dev/null)" in *perfetto*) kill -TERM $p ;; esac
-i=0; while [ -d /proc/$p ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
-[ ! -d /proc/$p ]
+lives() { case "$(cat /proc/$p/cmdline 2>/dev/null)" in *perfetto*) true ;; *) false ;; esac; }
+lives && kill -TERM $p
+i=0; while lives && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
+! lives
 """
 
 CONFIG = """\
