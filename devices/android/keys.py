@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,14 @@ def _make(path: Path) -> None:
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mask = os.umask(0o077)
-        try:
-            keygen(str(path))
-        finally:
-            os.umask(mask)
-        path.chmod(0o600)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:  # readable by its owner alone
+            new = Path(folder) / path.name
+            keygen(str(new))
+            new.chmod(0o600)
+            # Several may make one at once: the first is everybody's, and a private key tells its public half.
+            with suppress(FileExistsError):
+                os.link(new, path)
+                Path(f"{new}.pub").replace(f"{path}.pub")
     except OSError as error:
         raise UsageError(f"{path}: no adb key can be made ({error.strerror}); name another with key") from error
 
@@ -54,6 +59,4 @@ def _public(path: Path) -> str:
     from adb_shell.auth.keygen import encode_pubkey
 
     encoded: bytes = encode_pubkey(str(path))
-    import base64
-
     return f"{base64.b64encode(encoded).decode()} edgewatt"

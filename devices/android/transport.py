@@ -728,7 +728,7 @@ def _machine() -> str:
 def _is_dead(session: str) -> bool:
     """Whether a session on the phone is of a process of this machine that no longer lives."""
     match = re.fullmatch(r"([0-9a-f]{8})-(\d{1,10})-(\d{1,20})-[0-9a-f]{8}", session)
-    return bool(match) and match[1] == _machine() and _started(int(match[2])) != int(match[3])
+    return match is not None and match[1] == _machine() and _started(int(match[2])) != int(match[3])
 
 
 def _started(pid: int) -> int | None:
