@@ -92,6 +92,7 @@ CASES: dict[str, tuple[str, bool, tuple[Any, ...], tuple[float, ...]]] = {
 def runs() -> Iterator[dict[str, tuple[dict[str, Trace], Any]]]:
     """Case -> its traces, and a function of two times that gives what was really used between them."""
     found: dict[str, Any] = {}
+    agents.native()  # compiled once, before everybody asks for it at the same time
     with ExitStack() as stack:
         phones = {
             case: stack.enter_context(Phone(profile, wave=wave, root=is_root))
@@ -133,7 +134,6 @@ def test_rails_are_within_one_percent_and_the_truth_is_inside_the_bar(runs: dict
     names = [c.name for c in trace.channels if c.parent == whole.name]
     told = energies.energy(trace, whole.name, start_s, end_s)
     expected = sum(used[n] for n in names)
-    print(f"{case}: {told.energy_j:.4f} +- {told.uncertainty_j:.4f} J, truth {expected:.4f}; {trace.facts}")
     assert whole.name == f"sum of measured rails {' + '.join(names)}"
     assert told.energy_j == pytest.approx(expected, rel=0.01)
     assert abs(told.energy_j - expected) <= told.uncertainty_j
@@ -151,7 +151,6 @@ def test_battery_gauges_hold_the_truth_inside_their_bars(runs: dict[str, Any], c
     start_s, end_s = (float(trace.t_s[0]) + x for x in WINDOW_S)
     used = truth(start_s, end_s)["total_joules"]
     told = energies.energy(trace, "battery power", start_s, end_s)
-    print(f"{case}: {told.energy_j:.3f} +- {told.uncertainty_j:.3f} J, truth {used:.3f}; {trace.facts}")
     assert abs(told.energy_j - used) <= told.uncertainty_j
     assert told.uncertainty_j < 0.15 * told.energy_j
     assert (trace.column("battery charging") == 0).all()
