@@ -116,6 +116,15 @@ def test_nonsense_of_a_phone_is_one_clean_error(daemon: Callable[..., Adb], bad:
         adb.shell("ls", timeout_s=10)
 
 
+def test_phone_that_says_nothing_is_given_up(daemon: Callable[..., Adb]) -> None:
+    adb = daemon(lambda peer, number, service: None)
+    adb._was_there = True
+    held = adb.connected()
+    with pytest.raises(TransientError, match="does not answer"):
+        held.open("shell:true", timeout_s=0.3)
+    assert held.is_closed  # so that the next who asks makes another one
+
+
 def test_what_answers_in_another_protocol_cannot_be_reached(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
