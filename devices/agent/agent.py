@@ -439,7 +439,7 @@ def scaled(text: bytes, decimals: int) -> int:
     return found
 
 
-class Node:
+class File:
     """A file, kept open, that holds one column, or several fields. A reading that fails is missing, and counted."""
 
     def __init__(self, path: str, columns: list[Column], has_fields: bool) -> None:
@@ -487,6 +487,31 @@ class Node:
             self._fd = -1
 
 
+class Node:
+    """A file that holds one integer, for functions that read a few of their own."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self.name = path, name
+        self._file = File(path, [Column({}, name)], False)
+
+    def read(self) -> int:
+        """The integer in the file, or MISSING."""
+        return self._file.read()[0]
+
+    @property
+    def failures(self) -> int:
+        """How often there was none."""
+        return self._file.columns[0].failures
+
+    @property
+    def text(self) -> str:
+        """Why there was none the last time."""
+        return self._file.columns[0].text
+
+    def reopen_if_removed(self) -> None:
+        self._file.reopen_if_removed()
+
+
 class Program:
     """A program with fields in what it prints, started anew at each sample; one that takes too long is ended."""
 
@@ -528,7 +553,7 @@ class Program:
         """Nothing stays open."""
 
 
-def node_of(told: dict[str, Any]) -> Node | Program:
+def node_of(told: dict[str, Any]) -> File | Program:
     """What the job says of one node; RefusedError if it makes no sense."""
     fields = told.get("fields")
     if fields is None:
@@ -542,7 +567,7 @@ def node_of(told: dict[str, Any]) -> Node | Program:
                     raise RefusedError(f"job: {key} is {field.get(key)!r}; wanted a text")
         columns = [Column(f, f["name"]) for f in fields]
     if "path" in told:
-        return Node(told["path"], columns, fields is not None)
+        return File(told["path"], columns, fields is not None)
     if fields is None:
         raise RefusedError("job: a command gives its columns by fields, and this one has none")
     return Program(texts(told, "command"), columns, number(told, "limit_s", 5, 1e-3))
