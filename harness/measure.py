@@ -131,8 +131,12 @@ def measure(
     read_back: Mapping[str, Any] = {}
     try:
         with device.controls(controls) as read_back:
+            if restored := read_back.get("restored"):
+                said = ", ".join(f"{k} = {v}" for k, v in restored.items())
+                notes.append(f"an earlier harness was killed and had left settings on the device: put back {said}")
             meters = _apart([*device.meters(), *extra_meters])
-            window_s, isolated_s, notes = _windows(meters, protocol)
+            window_s, isolated_s, longer = _windows(meters, protocol)
+            notes += longer
             run = dataclasses.replace(run, spec={**run.spec, NOTES: notes})
             before = device.clock_offset()
             with session.sampled(meters):

@@ -95,6 +95,7 @@ class Android(Device):
             "address": self.address,
             "agent": self.hello or {"kind": self.agent_kind or SHELL, "why": self._why_shell},
             "power": self.options.get("power", "auto"),
+            "adb": sorted(self.transport.features),
             **facts.facts(self.look()),
         }
 
