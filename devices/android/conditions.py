@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from edgewatt.devices.android.device import Android
 
 POWER, SYS = "dumpsys power", "sys"
-PATTERNS: tuple[str, ...] = ()
+MOUNTS = "/proc/mounts"
+PATTERNS = (MOUNTS,)
 TOOLS: dict[str, list[str]] = {
     POWER: ["sh", "-c", "dumpsys power | grep -E 'mWakefulness=|Display Power: state=|mStayOn='"],
     SYS: ["stat", "-f", "-c", "%t", "/sys"],
@@ -97,6 +98,9 @@ def screen_is_on(seen: Snapshot) -> bool | None:
 
 def is_simulated(seen: Snapshot) -> bool:
     """Whether something else than a kernel fills /sys."""
+    mounted = re.search(r"^\S+ /sys (\S+) ", seen.text(MOUNTS) or "", re.M)
+    if mounted:
+        return mounted[1] != "sysfs"
     kind = (seen.answer(SYS) or "").strip().lower()
     return bool(kind) and kind.lstrip("0") != _SYSFS
 
@@ -116,7 +120,7 @@ def gate(device: Android) -> Iterator[Flag]:
     seen = device.look()
     if is_simulated(seen):
         kind = (seen.answer(SYS) or "").strip()
-        named = "FUSE" if kind == _FUSE else f"file system 0x{kind}"
+        named = f"file system 0x{kind}" if kind and kind != _FUSE else "FUSE"
         detail = f"/sys of {device.name} is a {named}, which no kernel fills: no figure says anything of hardware"
         yield Flag(flags.SIMULATED, (), detail)
     yield from _battery(device, seen)

@@ -1,8 +1,9 @@
 """Sampling by the phone's own shell, where nothing of ours may be executed.
 
 A loop of builtins reads files and the uptime: no process is started for a sample (mksh, which phones have; other shells
-may start one to wait). Its lines become the events an agent would tell (docs/agent-protocol.md, `sample`), with the
-rate that was reached. Stamps are /proc/uptime's, which counts in 10 ms; a reading took place within that.
+may start one to wait), but for programs that are to be sampled. Its lines become the events an agent would tell
+(docs/agent-protocol.md, `sample`), with the rate that was reached. Stamps are /proc/uptime's, which counts in 10 ms; a
+reading took place within that.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ class ShellSampler(OnPhone):
         """UsageError for what a shell cannot sample."""
         super().__init__(adb, path)
         nodes = job.get("nodes") or []
-        if not nodes or any("command" in n for n in nodes):
-            raise UsageError(f"{adb.name}: its shell samples files alone; the rest needs the native agent")
-        self._files = [str(n["path"]) for n in nodes]
+        if not nodes:
+            raise UsageError(f"{adb.name}: its shell samples files and programs alone; the rest needs the native agent")
+        self._nodes = list(nodes)
         self._columns = [_columns(n) for n in nodes]
         self._rate_hz = float(job.get("rate_hz", 10))
         self._batch_ns = int(float(job.get("batch_s", 1.0)) * 1e9)
@@ -106,8 +107,8 @@ class ShellSampler(OnPhone):
             "GROUP": f"{self._base}.group",
             "FIFO": f"{self._base}.fifo",
             "NAP": f"{nap_s:.3f}",
-            "READS": "\n".join(_reads(k, f, self._columns[k]) for k, f in enumerate(self._files)),
-            "WORDS": "".join(f"{_SEPARATOR}$v{k}" for k in range(len(self._files))),
+            "READS": "\n".join(_reads(k, n, self._columns[k]) for k, n in enumerate(nodes)),
+            "WORDS": "".join(f"{_SEPARATOR}$v{k}" for k in range(len(nodes))),
             "SEP": _SEPARATOR,
             "END": _END,
             "LOOK": str(look),
@@ -135,7 +136,7 @@ class ShellSampler(OnPhone):
                     continue  # two within one step of the clock cannot be told apart
                 if not began:
                     if all(v == MISSING for v in row):
-                        said = f"nothing can be read of {', '.join(self._files)}"
+                        said = f"nothing can be read of {', '.join(map(_source, self._nodes))}"
                         self._events.put({"event": "error", "kind": "refused", "message": said, "detail": ""})
                         return
                     self._events.put({"event": "sampling", "t_ns": t_ns, "columns": names, "scheduling": "the shell's"})
@@ -168,7 +169,7 @@ class ShellSampler(OnPhone):
             *samples, rest = (rest + data).split(f"{_END}\n".encode())
             for sample in samples:
                 first, *texts, last = sample.decode(errors="replace").split(_SEPARATOR)
-                if len(texts) != len(self._files) or not (_UPTIME.fullmatch(first) and _UPTIME.fullmatch(last)):
+                if len(texts) != len(self._nodes) or not (_UPTIME.fullmatch(first) and _UPTIME.fullmatch(last)):
                     continue
                 row = [c.value(text) for cs, text in zip(self._columns, texts, strict=True) for c in cs]
                 yield round(float(first) * 1e9), round(float(last) * 1e9), row
@@ -208,9 +209,15 @@ def _columns(node: Mapping[str, Any]) -> list[Column]:
     return [Column(name, decimals=int(node.get("decimals", 0)), words=tuple(node.get("words") or ()))]
 
 
-def _reads(k: int, path: str, columns: Sequence[Column]) -> str:
-    """Shell text that reads a file into the variable `v` and its number: its first line, or all of them."""
-    file = shlex.quote(path)
+def _reads(k: int, node: Mapping[str, Any], columns: Sequence[Column]) -> str:
+    """Shell text that reads a node into the variable `v` and its number: a file's first line, all, or what is said."""
+    if "command" in node:
+        return f"  v{k}=$({shlex.join(node['command'])} </dev/null 2>/dev/null)"
+    file = shlex.quote(str(node["path"]))
     if not any(c.line for c in columns):
         return f"  v{k}=; read -r v{k} 2>/dev/null <{file}"
     return f'  v{k}=; while read -r x; do v{k}="$v{k}$x$nl"; done 2>/dev/null <{file}'
+
+
+def _source(node: Mapping[str, Any]) -> str:
+    return str(node.get("path") or shlex.join(node["command"]))

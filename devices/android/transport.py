@@ -135,18 +135,25 @@ class Adb(Transport):
     def root(self) -> None:
         """Restarts the phone's adb daemon as root (`adb root`); UsageError if it does not let us."""
         stream = self.connected().open("root:")
-        said = b"" if stream is None else _all(self.name, stream, 10.0)
+        said = b""
+        with suppress(TransientError):  # the daemon may be gone before its word has come
+            said = b"" if stream is None else _all(self.name, stream, 10.0)
         if b"cannot" in said or stream is None:
             step = "only userdebug and eng builds do; leave root out"
             raise UsageError(f"{self.name}: adb does not run as root ({said.decode(errors='replace').strip()}); {step}")
         if b"already" not in said:
             deadline = time.monotonic() + RELINK_S
-            self._drop()
-            while self.shell("id -u", tries=TRIES).text.strip() != "0":
+            while not self._runs_as_root():
                 if time.monotonic() > deadline:
                     raise UsageError(f"{self.name}: adb root was taken and had no effect; leave root out")
-                self._drop()
                 time.sleep(0.5)
+
+    def _runs_as_root(self) -> bool:
+        """Asked through a new link: the old one may still lead to the daemon that is going."""
+        self._drop()
+        with suppress(TransientError):
+            return self.shell("id -u").text.strip() == "0"
+        return False
 
     def _run(self, link: Link, text: str, stdin: bytes, timeout_s: float) -> Done:
         if _V2 in link.features:
