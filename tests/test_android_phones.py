@@ -257,7 +257,8 @@ def test_fault_is_stored_leaves_nothing_and_the_next_run_works(faulty: Callable[
     assert case.next_run["error"] is None
     assert bool(case.run["error"]) is bool(case.status), case.run["error"]
     back = case.run["spec"]["controls_read_back"]
-    assert str(back["brightness"]) == "40" and str(back["after"]["brightness"]) != "40", back
+    assert back["brightness"]["screen_brightness"] == "40", back
+    assert back["after"]["brightness"]["screen_brightness"] != "40", back
 
 
 @pytest.mark.parametrize("name", ["dropped", "away for 20 s"])
