@@ -22,7 +22,7 @@ from edgewatt.devices.android import (
     powerstats,
 )
 from edgewatt.devices.android.look import look
-from edgewatt.devices.android.transport import Adb, Done, phones
+from edgewatt.devices.android.transport import TRIES, Adb, Done, phones
 from edgewatt.devices.snapshot import Snapshot
 from edgewatt.harness import plugins
 from edgewatt.harness.api import (
@@ -145,8 +145,8 @@ class Android(Device):
     # -- what is known of this phone
 
     def shell(self, script: str, *words: str, timeout_s: float = 30.0) -> Done:
-        """A script in the phone's own shell, with `words` as $1, $2, …"""
-        return self.transport.shell(script, *words, timeout_s=timeout_s)
+        """A script in the phone's own shell, with `words` as $1, $2, …; it may be done twice (Adb.shell)."""
+        return self.transport.shell(script, *words, timeout_s=timeout_s, tries=TRIES)
 
     def look(self) -> Snapshot:
         """The phone as it is now."""

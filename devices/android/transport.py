@@ -39,6 +39,8 @@ BEAT_S = 10.0  # a command on the phone each time, some milliseconds of its time
 RELINK_S = 45.0  # how long a phone that was there is tried again
 AGAIN_S = (0.25, 0.5, 1.0, 2.0)  # waits between tries, the last one again and again
 TRIES = 3  # of what may be done twice
+PATIENCE_S = (5.0, 15.0)  # with all but the last of them
+FIRST_S = 5.0  # an agent greets at once: one whose stream is silent for so long is heard through its spool
 ASK_S = 1.0  # between two looks into the spool of an agent whose link was lost: each costs the phone some milliseconds
 BORN_S = 3.0  # for the shell that starts an agent to say which process it is
 RESTARTED_S = 5.0  # a phone whose uptime is behind by more than that (and 0.1 %) restarted meanwhile
@@ -121,11 +123,13 @@ class Adb(Transport):
     def shell(self, script: str, *words: str, stdin: bytes = b"", timeout_s: float = 30.0, tries: int = 1) -> Done:
         """A script in the phone's own shell, with `words` as $1, $2, … (this is the one place that quotes them).
 
-        `tries` more than one: of what may be done twice, should the link be lost meanwhile. TransientError if the phone
-        cannot be reached or does not end it in time.
+        `tries` more than one: of what may be done twice, should the link be lost meanwhile, or the daemon swallow it
+        (one that was just cut off may): the first try is waited for no longer than it usually takes. TransientError if
+        the phone cannot be reached or does not end it in time.
         """
         text = f"set -- {shlex.join(words)}\n{script}" if words else script
-        return self._tried(lambda link: self._run(link, text, stdin, timeout_s), tries)
+        limits = iter([*PATIENCE_S[: tries - 1], timeout_s])
+        return self._tried(lambda link: self._run(link, text, stdin, min(next(limits), timeout_s)), tries)
 
     @property
     def features(self) -> frozenset[str]:
@@ -318,7 +322,7 @@ class Adb(Transport):
 
     def _end_orphans(self, link: Link) -> None:
         """Ends what a harness of this machine that no longer lives left running, by pid, and removes its folders."""
-        listed = self._run(link, f"ls {shlex.quote(self.folder)}/jobs 2>/dev/null", b"", 30.0)
+        listed = self._listed(link)
         script = (
             'for job in "$1"/*.group; do set -- "${job%.group}" "${job%/*}"; '
             + _LEADER
@@ -328,6 +332,13 @@ class Adb(Transport):
         )
         for name in filter(_is_dead, listed.text.split()):
             self._run(link, f"set -- {shlex.quote(f'{self.folder}/jobs/{name}')}\n{script}", b"", 60.0)
+
+    def _listed(self, link: Link) -> Done:
+        """The sessions on the phone: the first command through a new link."""
+        for limit_s in PATIENCE_S:
+            with suppress(TransientError):
+                return self._run(link, f"ls {shlex.quote(self.folder)}/jobs 2>/dev/null", b"", limit_s)
+        raise TransientError(f"{self.name}: its daemon starts no commands; restart adb there, or the phone")
 
     # -- agents
 
@@ -526,8 +537,8 @@ class AdbAgent(OnPhone):
 
     def _read(self) -> None:
         try:
-            self._follow()
-            if self._stream.is_lost:
+            is_silent = self._follow()
+            if is_silent or self._stream.is_lost:
                 self._catch_up()
         except HarnessError as error:
             self._events.put(error)
@@ -537,15 +548,19 @@ class AdbAgent(OnPhone):
             self.has_ended = True
             self._events.put(None)
 
-    def _follow(self) -> None:
-        """Hears the stream to its end."""
-        if not self._is_v2:
-            while (data := self._stream.read()) is not None:
-                self._heard(data)
-            return
+    def _follow(self) -> bool:
+        """Hears the stream to its end; whether it was given up because nothing ever came."""
         packets = _Packets()
-        while (data := self._stream.read()) is not None:
-            for kind, body in packets.of(data):
+        limit_s: float | None = FIRST_S
+        while True:
+            try:
+                data = self._stream.read(limit_s)
+            except TimeoutError:
+                return True
+            if data is None:
+                return False
+            limit_s = None
+            for kind, body in packets.of(data) if self._is_v2 else ((_STDOUT, data),):
                 if kind == _STDOUT:
                     self._heard(body)
                 elif kind == _STDERR:
