@@ -230,6 +230,8 @@ def found_on(device: Device) -> tuple[Gauge | None, str]:
 class BatteryGauge(AgentMeter):
     """Power drawn from the battery, its factors, whether something else feeds the phone, and the charge counter."""
 
+    probe_s = 6.0  # gauges renew their readings every 0.25 to 2 s; slower ones show in the run itself
+
     @classmethod
     def found_on(cls, device: Device) -> Sequence[Meter]:
         if not _is_wanted(device) or device.is_usb:  # type: ignore[attr-defined]

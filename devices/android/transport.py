@@ -113,7 +113,7 @@ class Adb(Transport):
         self._number = 0
         self._session = f"{folder}/jobs/{_ours()}-{secrets.token_hex(4)}"
         self._has_session = self._was_there = False
-        self._boot = ("", 0.0, 0.0)
+        self.boot = ("", 0.0, 0.0)
         self._keeper: threading.Thread | None = None
         self._closing = threading.Event()
         self._restart_as_root = False
@@ -348,7 +348,7 @@ class Adb(Transport):
                 done = self.shell('umask 077; mkdir -p "$1"', self._session, tries=TRIES)
                 if done.status != 0:
                     raise UsageError(f"{self.name}: {self._session} cannot be made: {done.why}; name another folder")
-                self._boot, self._has_session = self._boot_now(), True
+                self.boot, self._has_session = self._boot_now(), True
 
     def _boot_now(self) -> tuple[str, float, float]:
         """What tells this boot of the phone from another: its id, its uptime in s, and when that was asked for."""
@@ -359,12 +359,14 @@ class Adb(Transport):
         except (IndexError, ValueError) as error:
             raise HarnessError(f"{self.name}: /proc/uptime says {' '.join(said)[:40]!r}") from error
 
-    def has_restarted(self) -> bool:
-        """Whether the phone has started anew since the first agent was; TransientError if it cannot be asked."""
-        boot, uptime_s, at_s = self._boot
-        now, uptime_now_s, now_s = self._boot_now()
-        passed_s = now_s - at_s
-        return now != boot or uptime_now_s < uptime_s + passed_s * 0.999 - RESTARTED_S
+    def has_restarted(self, since: tuple[str, float, float]) -> bool:
+        """Whether the phone has started anew since that `boot`; TransientError if it cannot be asked."""
+        boot, uptime_s, at_s = since
+        now, uptime_now_s, now_s = found = self._boot_now()
+        has = now != boot or uptime_now_s < uptime_s + (now_s - at_s) * 0.999 - RESTARTED_S
+        if has:
+            self.boot = found  # agents that are started from here on belong to this one
+        return has
 
     def _job(self, verb: str, job: Facts) -> str:
         self._made_session()
@@ -516,6 +518,7 @@ class AdbAgent(OnPhone):
     def __init__(self, adb: Adb, agent: str, verb: str, job: str) -> None:
         super().__init__(adb, job)
         self._is_v2 = _V2 in adb.features
+        self._boot = adb.boot
         self._bytes = 0
         self._lines = Lines()
         self._tail = b""
@@ -577,7 +580,7 @@ class AdbAgent(OnPhone):
         over = threading.Event()
         threading.Thread(target=self._tell_waiting, args=(over,), daemon=True).start()
         try:
-            has_restarted = adb.has_restarted()
+            has_restarted = adb.has_restarted(self._boot)
         except HarnessError as error:
             raise TransientError(
                 f"the link to {adb.name} was lost, and it cannot be reached again ({error}); the agent there ends by "
