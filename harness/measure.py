@@ -38,6 +38,7 @@ from edgewatt.harness.api import (
 )
 from edgewatt.harness.record import Record
 
+SPARE = 1.1  # windows are so much longer than a sensor needs: what it does in the run is known only afterwards
 PROBE_S = 1.0  # how long a meter is watched before the run to see how often it refreshes
 GATE = "doubts_before"  # device fact: what was doubtful when the run began, which no raw sample tells again
 NOTES = "lengthened"  # in the spec: which windows were made longer, and why
@@ -394,7 +395,7 @@ def _windows(meters: Sequence[Meter], protocol: Protocol) -> tuple[float, float,
             update = energy.update_period(trace, channel.name)
             if not update.known:
                 continue
-            needed_s = energy.minimum_window_s(update.period_s)
+            needed_s = SPARE * energy.minimum_window_s(update.period_s)
             if needed_s > window_s:
                 window_s = min(needed_s, protocol.max_window_s)
                 notes.append(

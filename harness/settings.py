@@ -57,7 +57,9 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(p) for p in first["loc"]) or "a value"
-        raise UsageError(f"{key}={first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        is_list = first["type"] == "tuple_type"
+        said = "wanted a list, such as [0,1]" if is_list else f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise UsageError(f"{key}={first.get('input')!r}: {said}") from error
 
 
 def _value(value: Any) -> Any:

@@ -47,6 +47,7 @@ RESTARTED_S = 5.0  # a phone whose uptime is behind by more than that (and 0.1 %
 SAY_S = 10.0  # how often one that waits for a phone says so, so that it is not taken for hung
 PINGS = 30
 UPTIME_STEP_S = 0.01  # what /proc/uptime counts in
+WORTH_PACKING = 1 << 20  # bytes: such a file goes over the link as gzip packs it
 MOST_SCRIPT = 100_000  # bytes; Linux takes 128 KiB as one argument
 MOST_OUT = 64 << 20  # bytes of a command's output
 _V2 = "shell_v2"
@@ -440,17 +441,27 @@ class Adb(Transport):
         folders += [str(p.relative_to(path.parent)) for p in _held(path) if p.is_dir()] if path.is_dir() else []
         names = [p.relative_to(path.parent).as_posix() for p in files]
         quoted = shlex.join(f"{new}/{name}" for name in ["", *folders])
-        made = self._run(link, f"mkdir -p -- {shlex.quote(str(PurePosixPath(home).parent))} {quoted}", b"", 30.0)
+        make = f"mkdir -p -- {shlex.quote(str(PurePosixPath(home).parent))} {quoted}"
+        made = self._run(link, f"{make} && {{ command -v gzip || :; }}", b"", 30.0)
         if made.status != 0:
             raise HarnessError(f"{self.name}: {home} cannot be made: {made.why}; name another folder")
         for file, name in zip(files, names, strict=True):
-            sync.push(link, file, f"{new}/{name}", 0o755 if os.access(file, os.X_OK) else 0o644)
+            is_packed = bool(made.text.strip()) and file.stat().st_size >= WORTH_PACKING
+            if not (is_packed and self._pushed_packed(link, file, f"{new}/{name}")):
+                sync.push(link, file, f"{new}/{name}", _mode(file))
         self._compare(link, files, [f"{new}/{name}" for name in names])
         # Another one may have been as quick: its copy is as good, and ours is not to end up inside it.
         script = '[ -d "$2" ] || mv "$1" "$2"; rm -rf -- "$2/${1##*/}"; [ -d "$2" ]'
         moved = self._run(link, f"set -- {shlex.join([new, home])}\n{script}", b"", 30.0)
         if moved.status != 0:
             raise HarnessError(f"{self.name}: {home} cannot be written: {moved.why}")
+
+    def _pushed_packed(self, link: Link, file: Path, remote: str) -> bool:
+        """Whether the phone could unpack it."""
+        sync.push_packed(link, file, f"{remote}.gz")
+        script = 'gzip -dc <"$1.gz" >"$1" && chmod "$2" "$1"; s=$?; rm -f "$1.gz"; [ $s = 0 ]'
+        words = shlex.join([remote, f"{_mode(file):o}"])
+        return self._run(link, f"set -- {words}\n{script}", b"", 600.0).status == 0
 
     def _compare(self, link: Link, files: Sequence[Path], remotes: Sequence[str]) -> None:
         """TransientError if what lies on the phone is not what was sent: by sha256 where it has that, else by size."""
@@ -777,6 +788,10 @@ def _harmless(name: str, of: str) -> str:
     if path.is_absolute() or path.parts[:1] != (of,) or ".." in path.parts:
         raise HarnessError(f"the phone gave a path {name[:100]!r} outside of {of}")
     return name
+
+
+def _mode(file: Path) -> int:
+    return 0o755 if os.access(file, os.X_OK) else 0o644
 
 
 def _sha256(path: Path) -> str:

@@ -1,11 +1,13 @@
 """The run loop's own rules, on the host."""
 
 import dataclasses
+import time
 
+import numpy as np
 import pytest
 
 from edgewatt.devices.host import Host
-from edgewatt.harness.api import Flag
+from edgewatt.harness.api import Channel, Flag, Meter, Trace
 from edgewatt.harness.measure import Protocol, measure, recompute
 from support.command import PLUGIN
 
@@ -45,3 +47,30 @@ def test_run_that_failed_keeps_what_was_measured(misbehaving, tmp_path):
     assert run.error.kind == "failed" and "Frobnicate" in run.error.message
     assert [p.phase for p in run.phases] == ["load", "idle"]
     assert any(len(t.t_s) for t in run.traces)
+
+
+class Slow(Meter):
+    """A counter of 2 W that is read every millisecond and moves every 10 ms, when watched again every 10.4 ms."""
+
+    name = "slow"
+    channels = (Channel("total", "energy", "J", "counter", "all of it", "board"),)
+    period_s = 0.001
+    moves_s = 0.0096
+
+    def start(self):
+        self.moves_s += 0.0004
+        self.began_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def stop(self):
+        t_s = np.arange(self.began_s, time.clock_gettime(time.CLOCK_BOOTTIME), self.period_s)
+        joules = 2.0 * self.moves_s * np.floor(t_s / self.moves_s)
+        return Trace(self.name, self.clock, self.channels, t_s, joules[:, None])
+
+
+def test_window_made_longer_for_a_meter_is_long_enough_for_it(misbehaving, tmp_path):
+    with Host() as host:
+        run = measure(host, misbehaving, QUICK, tmp_path, extra_meters=[Slow()])
+    (window,) = [p for p in run.phases if p.phase == "window"]
+    assert 1.04 < window.end_s - window.start_s < 1.5  # 100 of its periods, for 2 % at both ends
+    assert "window_too_short" not in {f.flag for f in run.flags if f.meter == "slow"}
+    assert any("slow/total refreshes every 0.01 s" in w for w in run.warnings), run.warnings

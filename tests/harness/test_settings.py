@@ -32,6 +32,12 @@ def test_a_wrong_type_is_named_with_what_was_found():
         settings.build(Thing, {"size": "big"})
 
 
+def test_list_is_written_in_brackets():
+    assert settings.build(Protocol, {"affinity": "[0,2]"}).affinity == (0, 2)
+    with pytest.raises(UsageError, match=r"affinity='0,2': wanted a list, such as \[0,1\]"):
+        settings.build(Protocol, {"affinity": "0,2"})
+
+
 def test_setting_without_equals_sign_is_refused():
     with pytest.raises(UsageError, match="wanted KEY=VALUE"):
         settings.parsed(["size"])

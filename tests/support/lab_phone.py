@@ -13,6 +13,8 @@ from typing import Any
 from edgewatt.harness.devicefile import Entry, find
 from support.command import QUICK, executable
 
+SMALL = (*QUICK, "size=160", "threads=1")  # phones share two processors
+
 
 class LabPhone:
     """One phone called `phone`, reached at `address`; its files of ours lie in a folder of this test's own."""
@@ -60,14 +62,16 @@ class LabPhone:
 
     def run(self, *settings: str, status: int = 0) -> dict[str, Any]:
         """A short run of FemtoDet."""
-        return self.json("run", "femtodet", "--device", self.name, *QUICK, *settings, status=status)
+        return self.json("run", "femtodet", "--device", self.name, *SMALL, *settings, status=status)
 
     def start_run(self, *settings: str, on: str) -> subprocess.Popen[str]:
         """A run begun; returns when its model works on the emulated phone called `on`."""
-        process = self.start("run", "femtodet", "--device", self.name, "--json", *QUICK, *settings)
+        process = self.start("run", "femtodet", "--device", self.name, "--json", *SMALL, *settings)
         deadline = time.monotonic() + 120
         while not models_on(on):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise AssertionError(f"its model never worked: {process.communicate()}")
             time.sleep(0.05)
         return process
 
