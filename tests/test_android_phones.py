@@ -207,8 +207,6 @@ class Case:
     run: dict[str, Any] = field(default_factory=dict)
     next_run: dict[str, Any] = field(default_factory=dict)
     left: list[int] = field(default_factory=list)
-    screen_before: str = ""
-    screen_after: str = ""
 
 
 CASES = {

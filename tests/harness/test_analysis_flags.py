@@ -128,6 +128,17 @@ def test_gap_beyond_the_stated_limit_is_told_and_voids_nothing() -> None:
     assert raised(made.run(PHASES, [without(trace, between(trace, at, at + 0.025))]), "gap") == []
 
 
+def test_gap_of_one_of_two_chips_read_in_turn_is_told() -> None:
+    whole = made.counted(PHASES, gap_limit_s=0.05)
+    both = np.repeat(whole.values, 2, axis=1)
+    both[::2, 0] = both[1::2, 1] = np.nan
+    channels = tuple(dataclasses.replace(whole.channels[0], name=f"package-{k}") for k in range(2))
+    at = WINDOWS[0].start_s + 5
+    both[between(whole, at, at + 0.2), 1] = np.nan
+    flag = only(made.run(PHASES, [dataclasses.replace(whole, channels=channels, values=both)]), "gap")
+    assert "0.22 s without a reading in window 1 (limit 0.06 s)" in flag.detail
+
+
 def test_gap_outside_the_windows_is_no_doubt() -> None:
     trace = made.counted(PHASES, gap_limit_s=0.05)
     at = PHASES[0].start_s - 3
