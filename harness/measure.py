@@ -111,8 +111,7 @@ def measure(
     progress(Progress("prepare", 0, protocol.repeats, 0, 0.0))
     job = workload.prepare(device)
     controls = dict(controls or {})
-    gate = tuple(device.health())
-    facts = {**device.describe(), GATE: [dataclasses.asdict(f) for f in gate]}
+    gate: tuple[Flag, ...] = ()
     now = datetime.now(timezone.utc)
     run = Run(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
@@ -120,10 +119,9 @@ def measure(
         device_name=device.name,
         workload=workload.name,
         spec={**_fields(workload), **_fields(protocol), "controls": controls},
-        device=facts,
+        device=device.describe(),
         software=software(),
         artefacts=dict(job.artefacts),
-        flags=gate,
     )
     record = Record(clock=device.clock)
     notes: list[str] = []
@@ -135,6 +133,9 @@ def measure(
             if restored := read_back.get("restored"):
                 said = ", ".join(f"{k} = {v}" for k, v in restored.items())
                 notes.append(f"an earlier harness was killed and had left settings on the device: put back {said}")
+            gate = tuple(device.health())  # of the device as it is set now
+            doubts = [dataclasses.asdict(f) for f in gate]
+            run = dataclasses.replace(run, device={**run.device, GATE: doubts}, flags=gate)
             meters = _apart([*device.meters(), *extra_meters])
             window_s, isolated_s, longer = _windows(meters, protocol)
             notes += longer

@@ -1,5 +1,6 @@
 """The run loop's own rules, on the host."""
 
+import contextlib
 import dataclasses
 import time
 
@@ -38,6 +39,31 @@ def test_doubts_before_the_run_come_out_of_recompute_again(misbehaving, tmp_path
     assert again.flags == run.flags
     assert again.measurements == run.measurements
     assert again.warnings == run.warnings
+
+
+class Dimmed(Host):
+    """A host whose screen is on until a control turns it off."""
+
+    is_on = True
+
+    @contextlib.contextmanager
+    def controls(self, wanted):
+        self.is_on = wanted.get("screen") != "off"
+        try:
+            yield dict(wanted)
+        finally:
+            self.is_on = True
+
+    def health(self):
+        return (Flag("screen_on", (), "the screen is on"),) if self.is_on else ()
+
+
+@pytest.mark.parametrize(("controls", "is_doubtful"), [({}, True), ({"screen": "off"}, False)])
+def test_doubts_are_of_the_device_as_its_controls_set_it(misbehaving, tmp_path, controls, is_doubtful):
+    with Dimmed() as host:
+        run = measure(host, misbehaving, QUICK, tmp_path, controls=controls)
+    assert ("screen_on" in {f.flag for f in run.flags}) is is_doubtful
+    assert ("screen_on" in {f["flag"] for f in run.device["doubts_before"]}) is is_doubtful
 
 
 def test_run_that_failed_keeps_what_was_measured(misbehaving, tmp_path):
