@@ -3,8 +3,8 @@
 Nothing here reads a clock, a file or a random seed: the same phases, items and samples give the same results.
 
 What comes out (`metric`, of `phase`; names are stable, they are the database's keys):
-- duration_s of every phase; first_latency_s of "warmup"; latency_s (the median), latency_p90_s, latency_p99_s of
-  "window" (whole items) and of every phase of an item; throughput_fps of "window".
+- duration_s of every phase; first_latency_s and burst_latency_s of "warmup"; latency_s (the median), latency_p90_s,
+  latency_p99_s of "window" (whole items) and of every phase of an item; throughput_fps of "window".
 - per meter: energy_j and power_w of every phase, energy_per_inference_j of "window" and of phases looped alone
   ("detect"); power_net_w, energy_net_j, energy_per_inference_net_j above idle; "window/detect", ..., "window/other":
   the window's energy shared out over its items' phases, where the sensor is fast enough. update_period_s of "run".

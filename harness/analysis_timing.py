@@ -12,6 +12,7 @@ from edgewatt.harness.analysis_view import SEED, WARMUP, WINDOW, Findings, View
 from edgewatt.harness.api import Floats
 
 QUANTILES = {"latency_s": 0.5, "latency_p90_s": 0.9, "latency_p99_s": 0.99}
+BURST_S = 1.0  # of work at the speed of a device that was idle before
 DRIFT = 0.05  # a latency or a power that moved by more than this within the window was not steady
 
 
@@ -48,6 +49,14 @@ def _first(view: View, found: Findings) -> None:
     if len(warm.start_s) and view.named(WARMUP)[0].repeat == 0 and warm.interval[0] == 0:
         method = "the very first item after loading, once; sustained figures leave the warm-up out"
         found.measured("first_latency_s", float(warm.duration_s[0]), None, "s", WARMUP, 1, method)
+        early = warm.duration_s[(warm.interval == 0) & (warm.start_s < warm.start_s[0] + warm.duration_s[0] + BURST_S)]
+        if len(early) > needed_for(0.5):
+            value, width = statistics.quantile(early[1:], 0.5, SEED)
+            method = (
+                f"median of the first {BURST_S:g} s of work after the very first item, on the device as it was found; "
+                "the windows' figures are the sustained ones"
+            )
+            found.measured("burst_latency_s", value, width, "s", WARMUP, len(early) - 1, method)
 
 
 def _latencies(view: View, found: Findings) -> None:

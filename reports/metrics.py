@@ -20,6 +20,7 @@ _WORDS = {
     "latency_p99_s": ("Latency, p99", "Speed"),
     "throughput_fps": ("Throughput", "Speed"),
     "first_latency_s": ("Latency of the very first item", "Speed"),
+    "burst_latency_s": ("Latency in the first second of work", "Speed"),
     "duration_s": ("Duration", "Speed"),
     "ttft_s": ("Time to first token", "Speed"),
     "vision_s": ("Vision encoding", "Speed"),

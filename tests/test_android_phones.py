@@ -300,6 +300,32 @@ def test_authorisation_that_is_refused_is_one_line_and_nothing_was_started(tmp_p
         assert lines and "did not let us in" in said.strip().splitlines()[-1]
 
 
+def test_killed_harness_leaves_what_doctor_puts_back(tmp_path: Path, agent: Path) -> None:
+    with Phone("pixel8") as phone:
+        lab = LabPhone(tmp_path, phone.address, agent)
+
+        def brightness() -> str:
+            device = lab.entry().open()
+            assert isinstance(device, Android)
+            with device:
+                return device.shell("settings get system screen_brightness").text.strip()
+
+        before = brightness()
+        process = lab.start_run(
+            "window_s=60", "max_window_s=60", "isolated_s=0", "controls.brightness=41", on=phone.name
+        )
+        process.kill()
+        process.communicate()
+        assert brightness() == "41" != before
+        assert not models_on(phone.name)  # ended at the next connection
+        (told,) = [c for c in lab.json("doctor", "phone")["checks"] if c["name"] == "settings"]
+        assert told["is_well"] is False and "edgewatt doctor phone --restore" in told["detail"], told
+        lab.ended(lab.start("doctor", "phone", "--restore"))
+        assert brightness() == before
+        (told,) = [c for c in lab.json("doctor", "phone")["checks"] if c["name"] == "settings"]
+        assert told["is_well"], told
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Several phones at once
 

@@ -20,9 +20,12 @@ def lasting(*windows: list[float]) -> Run:
         phase, items = made.lasting(durations, phases[-1].end_s + 1 if phases else 100.0, k)
         phases.append(phase)
         its.append(items)
+    return made.run(phases, its=joined(its))
+
+
+def joined(its: list[Items]) -> Items:
     columns = ("item", "picture", "phase", "part", "repeat", "start_s", "end_s")
-    joined = {c: np.concatenate([getattr(i, c) for i in its]) for c in columns}
-    return made.run(phases, its=dataclasses.replace(its[0], **joined))
+    return dataclasses.replace(its[0], **{c: np.concatenate([getattr(i, c) for i in its]) for c in columns})
 
 
 def voiding(run: Run, flag: str) -> list[tuple[str, ...]]:
@@ -63,6 +66,20 @@ def test_first_item_is_kept_apart_from_sustained_ones() -> None:
     found, _, _ = analyse(made.run(phases, its=made.items(phases, first_s=0.45)))
     first = made.one(found, "first_latency_s", "warmup")
     assert (first.value, first.n, first.uncertainty) == (pytest.approx(0.45), 1, None)
+    assert made.one(found, "latency_s").value == pytest.approx(0.1)
+
+
+def test_first_second_of_work_is_told_apart_from_the_sustained_state() -> None:
+    """Fast while cool: 30 ms for a second, then 100 ms; the first item of all counts in neither."""
+    durations_s = [0.45, *[0.030] * 34, *[0.1] * 20]
+    warmup, items = made.lasting(durations_s, 60.0)
+    warmup = dataclasses.replace(warmup, phase="warmup")
+    window, more = made.lasting([0.1] * 100)
+    items, more = (dataclasses.replace(i, parts=("warmup", "window")) for i in (items, more))
+    both = joined([items, dataclasses.replace(more, part=more.part + 1)])
+    found, _, _ = analyse(made.run([warmup, window], its=both))
+    m = made.one(found, "burst_latency_s", "warmup")
+    assert (m.value, m.n, m.unit) == (pytest.approx(0.030), 34, "s")
     assert made.one(found, "latency_s").value == pytest.approx(0.1)
 
 
