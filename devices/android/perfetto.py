@@ -8,6 +8,8 @@ empty packets: whether there are any is told by tracing for a moment.
 
 from __future__ import annotations
 
+import secrets
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +33,20 @@ QUANTUM_J = 1e-6
 _PROBE_S = 1.0
 _WAIT_S = 10.0  # for the tracer's first reading, and for its last words
 _HAS = "command -v perfetto >/dev/null"
-_BEGIN = 'printf "%s" "$1" | perfetto --txt -c - -o "$2" --background'
+# $3: where its pid is written, so that it is not begun twice should the link be lost before its answer. $4: how the
+# next harness ends it, should this one be killed.
+_BEGIN = """
+[ -s "$3" ] || {
+  printf "%s" "$4" >"$3.undo"
+  printf "%s" "$1" | perfetto --txt -c - -o "$2" --background >"$3" || { s=$?; cat "$3"; exit $s; }
+}
+cat "$3"
+"""
+_UNDO = """
+p=$(cat {told}); p=${{p##*[!0-9]}}
+case "$(cat /proc/$p/cmdline 2>/dev/null)" in *perfetto*) kill -TERM $p ;; esac
+rm -f {path}
+"""
 _END = """
 p=$1
 lives() { case "$(cat /proc/$p/cmdline 2>/dev/null)" in *perfetto*) true ;; *) false ;; esac; }
@@ -137,12 +152,14 @@ class Tracer:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._pid = self._path = ""
+        self._pid = self._path = self._told = ""
 
     def start(self) -> None:
         """HarnessError with the tracer's own words if it does not begin."""
-        self._path = f"{FOLDER}/edgewatt-{time.monotonic_ns():x}.pftrace"
-        told = self._device.shell(_BEGIN, config(), self._path)  # type: ignore[attr-defined]
+        self._path = f"{FOLDER}/edgewatt-{secrets.token_hex(8)}.pftrace"
+        self._told = f"{self._device.scratch()}/tracer"
+        undo = _UNDO.format(told=shlex.quote(self._told), path=shlex.quote(self._path))
+        told = self._device.shell(_BEGIN, config(), self._path, self._told, undo)  # type: ignore[attr-defined]
         said = told.stdout.decode("utf-8", "replace").split()
         if told.status not in (0, None) or not said or not said[-1].isdigit():
             why = " ".join(f"{' '.join(said)} {told.stderr}".split())[:300] or f"status {told.status}"
@@ -167,7 +184,7 @@ class Tracer:
         return trace
 
     def _remove(self) -> None:
-        self._device.shell('rm -f "$1"', self._path)  # type: ignore[attr-defined]
+        self._device.shell('rm -f "$1" "$2" "$2.undo"', self._path, self._told)  # type: ignore[attr-defined]
 
 
 def found_on(device: Device) -> tuple[tuple[str, ...], str]:

@@ -325,6 +325,7 @@ class Adb(Transport):
         """Ends what a harness of this machine that no longer lives left running, by pid, and removes its folders."""
         listed = self._listed(link)
         script = (
+            'for f in "$1"/*/*.undo; do [ -r "$f" ] && sh "$f"; done; '
             'for job in "$1"/*.group; do set -- "${job%.group}" "${job%/*}"; '
             + _LEADER
             + 'if [ -n "$g" ]; then read -r p <"$1.pid" && kill -TERM "$p" 2>/dev/null; n=0; '

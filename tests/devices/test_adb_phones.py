@@ -193,11 +193,14 @@ def test_harness_that_was_killed_leaves_nothing_at_the_next_connection(phone: Ph
         adb = Adb({phone.address!r}, key=Path({str(key)!r}), agent=Path({str(native())!r}))
         process = adb.start("sample", {COUNTING!r})
         [next(process.events(20)) for _ in range(3)]
+        adb.shell('echo "touch $1" >"$2/x.undo"', "/data/local/tmp/undone", adb.scratch())
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert left_behind(phone.address, key) == ""
+    with Adb(phone.address, key=key) as adb:
+        assert adb.shell("ls /data/local/tmp/undone").status == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ class Tracing:
 def device(tracing: Tracing, **more: Any) -> RecordedPhone:
     made = phone("sm8650", shell=tracing.shell, **more)
     made.get = tracing.get  # type: ignore[attr-defined]
+    made.scratch = lambda: str(tracing.folder)  # type: ignore[attr-defined]
     return made
 
 
@@ -119,6 +121,39 @@ def test_rails_are_found_by_a_short_trace_and_measured_by_a_long_one(tmp_path: P
     assert list((tmp_path / "traces").iterdir()) == []  # nothing is left on the phone
     config = (tmp_path / "config").read_text()
     assert "collect_power_rails: true" in config and "battery_poll_ms: 100" in config
+
+
+def test_tracer_whose_answer_was_lost_is_not_begun_twice(tmp_path: Path) -> None:
+    tracing = Tracing(tmp_path, steady())
+    made = device(tracing)
+    once = tracing.shell
+    said = []
+
+    def twice(script: str, *words: str, timeout_s: float = 30.0) -> Done:
+        if "--background" in script:
+            said.append(once(script, *words, timeout_s=timeout_s).stdout)
+        done = once(script, *words, timeout_s=timeout_s)
+        said.append(done.stdout)
+        return done
+
+    made.shell = twice  # type: ignore[attr-defined]
+    tracer = perfetto.Tracer(made)  # type: ignore[arg-type]
+    tracer.start()
+    assert said[0] == said[1] and said[0].strip().isdigit()
+    assert tracer.stop() == steady()
+    assert not list(tmp_path.glob("tracer*"))
+
+
+def test_tracer_of_a_killed_harness_can_be_undone(tmp_path: Path) -> None:
+    tracing = Tracing(tmp_path, steady())
+    tracer = perfetto.Tracer(device(tracing))  # type: ignore[arg-type]
+    tracer.start()
+    pid = int((tmp_path / "tracer").read_text())
+    subprocess.run(["sh", str(tmp_path / "tracer.undo")], check=True)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_tracer_that_is_asked_for_less_than_it_can_is_not_asked() -> None:
