@@ -25,14 +25,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 from edgewatt.devices.agent.agent import now_ns
-from edgewatt.devices.transport import LONGEST_STDERR, LocalAgent, Transport
+from edgewatt.devices.files import content_hash, readable
+from edgewatt.devices.transport import LONGEST_STDERR, LocalAgent, Transport, pings
 from edgewatt.harness import clocks
 from edgewatt.harness.api import ClockOffset, Exit, Facts, HarnessError, TransientError, UsageError
 
@@ -42,7 +43,6 @@ CONNECT_S = 10
 AGAIN_S = (0.5, 1.0, 2.0)  # waits between tries to connect
 FAREWELL_S = 5  # to connect, where only a folder is to be removed
 FETCH_S = 10.0  # how long the board is tried after a lost link; an agent there ends within 5 s
-PINGS = 30
 _OPTIONS = {
     "BatchMode": "yes",  # nobody is there to type a password
     "ServerAliveInterval": "1",
@@ -132,15 +132,12 @@ class Ssh(Transport):
 
     def put(self, path: Path) -> str:
         """The file or folder on the board, below ~/.cache/edgewatt, pushed if content like it is not there yet."""
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or folder")
-        with _readable(path):
-            digest = _digest(path)
+        digest = content_hash(path)
         folder = f"{self._connected()}/.cache/edgewatt/files-{digest}"
         target = f"{folder}/{path.name}"
         if self._run(["test", "-e", target]).status != 0:
             with tempfile.TemporaryFile() as packed:
-                with _readable(path), tarfile.open(fileobj=packed, mode="w", dereference=True) as archive:
+                with readable(path), tarfile.open(fileobj=packed, mode="w", dereference=True) as archive:
                     archive.add(path, path.name)
                 self._unpack(packed, folder)
         return target
@@ -172,23 +169,7 @@ class Ssh(Transport):
 
     def clock_offset(self) -> ClockOffset:
         """The board's clock minus ours, from the quickest of some round trips."""
-        process = self.start("clock", {"ping": True})
-        pings = []
-        try:
-            events = process.events(30.0)
-            for event in events:
-                if event["event"] == "hello":
-                    break
-            for _ in range(PINGS):
-                before = now_ns()
-                process.write(b"\n")
-                said = next(events)
-                pings.append((before * 1e-9, int(said["t_ns"]) * 1e-9, now_ns() * 1e-9))
-        except (TimeoutError, StopIteration, KeyError) as error:
-            raise TransientError(f"{self.name}: its clock does not answer ({error})") from error
-        finally:
-            process.stop()
-        return clocks.offset(pings)
+        return clocks.offset(pings(self.start("clock", {"ping": True}), self.name, now_ns))
 
     def close(self) -> None:
         if self._socket is None:
@@ -475,42 +456,6 @@ def _failure(name: str, stderr: str) -> HarnessError:
 def _environment() -> dict[str, str]:
     """Ours, without a window that asks for a password."""
     return {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """UsageError for what cannot be read inside."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
-
-
-def _digest(path: Path) -> str:
-    """A hash over names and contents of a file, or of all that a folder holds."""
-    total = hashlib.sha256()
-    for file in [path] if path.is_file() else [path, *_held(path)]:
-        name = file.relative_to(path.parent).as_posix().encode("utf-8", "surrogateescape")
-        total.update(len(name).to_bytes(8, "big") + name)
-        if file.is_file() or not file.exists():  # a pipe would wait for its writer
-            with file.open("rb") as content:
-                inner = hashlib.file_digest(content, "sha256") if hasattr(hashlib, "file_digest") else _hashed(content)
-            total.update(inner.digest())
-    return total.hexdigest()[:32]
-
-
-def _held(folder: Path) -> Iterator[Path]:
-    """All below a folder, always in the same order; links are followed, as in the archive."""
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        yield from (Path(where, name) for name in sorted([*folders, *files]))
-
-
-def _hashed(content: IO[bytes]) -> Any:
-    inner = hashlib.sha256()
-    for block in iter(lambda: content.read(1 << 20), b""):
-        inner.update(block)
-    return inner
 
 
 @functools.cache

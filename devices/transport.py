@@ -15,12 +15,12 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgewatt.harness.api import AgentProcess, ClockOffset, Exit, Facts, HarnessError, UsageError
+from edgewatt.harness.api import AgentProcess, ClockOffset, Exit, Facts, HarnessError, TransientError, UsageError
 
 AGENT = Path(__file__).parent / "agent" / "agent.py"
 LONGEST_LINE = 4 << 20  # bytes; no agent of ours writes a tenth of it
@@ -28,6 +28,7 @@ LONGEST_STDERR = 64 << 10  # bytes kept of its end
 PIPE_BYTES = 1 << 20  # a second of a fast sampler's frames fits, should this process be held up
 LOOK_S = 0.5  # how often a silent agent is looked after, where its end does not wake us
 CALL_S = 60.0  # how long a function on the device may take to answer, or a setting to be made or put back
+PINGS = 30  # round trips, of which the quickest tell the offset of two clocks
 DRAIN_S = 2.0  # how long a dead agent's pipes are emptied, should a child of its go on writing
 
 
@@ -111,6 +112,29 @@ class Transport(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def pings(process: Heard, name: str, now_ns: Callable[[], int]) -> list[tuple[float, float, float]]:
+    """Round trips to a `clock` agent: before, its clock, after, each in s. TransientError if it does not answer.
+
+    `now_ns` is our own clock; the agent is stopped.
+    """
+    told = []
+    try:
+        events = process.events(30.0)
+        for event in events:
+            if event["event"] == "hello":
+                break
+        for _ in range(PINGS):
+            before = now_ns()
+            process.write(b"\n")
+            said = next(events)
+            told.append((before * 1e-9, int(said["t_ns"]) * 1e-9, now_ns() * 1e-9))
+    except (TimeoutError, StopIteration, KeyError) as error:
+        raise TransientError(f"{name}: its clock does not answer ({error})") from error
+    finally:
+        process.stop()
+    return told
 
 
 def _answer(process: AgentProcess, event: str, function: str, timeout_s: float) -> Any:
@@ -213,7 +237,45 @@ class Subprocess(Transport):
         self._started, self._folders, self._jobs = [], [], None
 
 
-class LocalAgent(AgentProcess):
+class Heard(AgentProcess):
+    """An agent whose events come through a queue that a thread fills: an error in it is raised, None ends them."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._events: queue.SimpleQueue[Mapping[str, Any] | HarnessError | None] = queue.SimpleQueue()
+        self._exit: Exit | None = None
+        self._stopping = threading.Lock()
+
+    def events(self, silence_s: float | None = None) -> Iterator[Mapping[str, Any]]:
+        """Events as they arrive, until the process ends; HarnessError for a line that is none, and goes on after it."""
+        while True:
+            try:
+                event = self._events.get(timeout=silence_s)
+            except queue.Empty:
+                raise TimeoutError(f"the agent ({self._who}) said nothing for {silence_s:g} s") from None
+            if event is None:
+                self._events.put(None)  # whoever listens again hears the end again
+                return
+            if isinstance(event, HarnessError):
+                raise event
+            yield event
+
+    def write(self, data: bytes) -> None:
+        """To the agent's stdin; nothing if it has ended."""
+        raise NotImplementedError
+
+    def stop(self, grace_s: float = 5.0) -> Exit:
+        """Ask it to end, make it end after `grace_s`, and everything it started with it. Twice is harmless."""
+        with self._stopping:
+            if self._exit is None:
+                self._exit = self._stop(grace_s)
+            return self._exit
+
+    @abstractmethod
+    def _stop(self, grace_s: float) -> Exit: ...
+
+
+class LocalAgent(Heard):
     """An agent that is a child of this process and leads a session of its own: ending the session ends all of it.
 
     One thread reads its pipes, so that it is never held up by a slow listener; the thread ends with the process.
@@ -234,36 +296,13 @@ class LocalAgent(AgentProcess):
         except OSError as error:
             raise HarnessError(f"the agent cannot be started: {command[0]}: {error.strerror}") from error
         self.pid = self._process.pid
+        super().__init__(f"process {self.pid}")
         assert self._process.stdout and self._process.stderr
         enlarge(self._process.stdout.fileno())
-        self._events: queue.SimpleQueue[Mapping[str, Any] | HarnessError | None] = queue.SimpleQueue()
         self._lines = Lines()
         self._stderr = bytearray()
-        self._exit: Exit | None = None
-        self._stopping = threading.Lock()
         self._reader = threading.Thread(target=self._read, name=f"agent {self.pid}", daemon=True)
         self._reader.start()
-
-    def events(self, silence_s: float | None = None) -> Iterator[Mapping[str, Any]]:
-        """Events as they arrive, until the process ends; HarnessError for a line that is none, and goes on after it."""
-        while True:
-            try:
-                event = self._events.get(timeout=silence_s)
-            except queue.Empty:
-                raise TimeoutError(f"the agent (process {self.pid}) said nothing for {silence_s:g} s") from None
-            if event is None:
-                self._events.put(None)  # whoever listens again hears the end again
-                return
-            if isinstance(event, HarnessError):
-                raise event
-            yield event
-
-    def stop(self, grace_s: float = 5.0) -> Exit:
-        """Ask it to end, make it end after `grace_s`, and everything it started with it. Twice is harmless."""
-        with self._stopping:
-            if self._exit is None:
-                self._exit = self._stop(grace_s)
-            return self._exit
 
     def _stop(self, grace_s: float) -> Exit:
         deadline = time.monotonic() + grace_s

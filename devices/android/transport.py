@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import queue
 import re
 import secrets
 import shlex
@@ -19,17 +18,17 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgewatt.devices.agent.agent import now_ns
 from edgewatt.devices.android import sync
 from edgewatt.devices.android.link import AUTHORISE_S, Link, Stream, Usb, wire_to
-from edgewatt.devices.ssh import _digest, _held, _readable
-from edgewatt.devices.transport import Lines, Transport
+from edgewatt.devices.files import below, content_hash, readable, sha256
+from edgewatt.devices.transport import PINGS, Heard, Lines, Transport, pings
 from edgewatt.harness import clocks
 from edgewatt.harness.api import AgentProcess, ClockOffset, Exit, Facts, HarnessError, TransientError, UsageError
 
@@ -45,7 +44,6 @@ ASK_S = 1.0  # between two looks into the spool of an agent whose link was lost:
 BORN_S = 3.0  # for the shell that starts an agent to say which process it is
 RESTARTED_S = 5.0  # a phone whose uptime is behind by more than that (and 0.1 %) restarted meanwhile
 SAY_S = 10.0  # how often one that waits for a phone says so, so that it is not taken for hung
-PINGS = 30
 UPTIME_STEP_S = 0.01  # what /proc/uptime counts in
 WORTH_PACKING = 1 << 20  # bytes: such a file goes over the link as gzip packs it
 MOST_SCRIPT = 100_000  # bytes; Linux takes 128 KiB as one argument
@@ -217,15 +215,11 @@ class Adb(Transport):
 
     def put(self, path: Path) -> str:
         """The file or folder on the phone, below `folder`/files, pushed if content like it is not there yet."""
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or folder")
-        with _readable(path):
-            digest = _digest(path)
-        home = f"{self.folder}/files/{digest}"
+        home = f"{self.folder}/files/{content_hash(path)}"
         target = f"{home}/{path.name}"
         if target not in self._known and self.shell('[ -e "$1" ]', target, tries=TRIES).status != 0:
             self._made_session()
-            with _readable(path):
+            with readable(path):
                 self._tried(lambda link: self._push(link, path, home), TRIES)
         self._known.add(target)
         return target
@@ -263,10 +257,9 @@ class Adb(Transport):
 
         Without an agent by /proc/uptime, which counts in 10 ms: that is added to the bound.
         """
-        pings = self._pings_by_agent() if self.agent is not None else self._pings_by_uptime()
-        offset = clocks.offset(pings)
         if self.agent is not None:
-            return offset
+            return clocks.offset(pings(self.start("clock", {"ping": True}), self.name, now_ns))
+        offset = clocks.offset(self._pings_by_uptime())
         half_s = UPTIME_STEP_S / 2  # it is cut, so the true time is half a step later on average
         return ClockOffset(offset.offset_s + half_s, offset.bound_s + half_s, offset.drift, offset.at_s, offset.n)
 
@@ -398,35 +391,16 @@ class Adb(Transport):
                 with suppress(HarnessError):
                     self.shell('echo "$2" >"$1"', path, secrets.token_hex(4), timeout_s=10)
 
-    def _pings_by_agent(self) -> list[tuple[float, float, float]]:
-        process = self.start("clock", {"ping": True})
-        pings = []
-        try:
-            events = process.events(30.0)
-            for event in events:
-                if event["event"] == "hello":
-                    break
-            for _ in range(PINGS):
-                before = now_ns()
-                process.write(b"\n")
-                said = next(events)
-                pings.append((before * 1e-9, int(said["t_ns"]) * 1e-9, now_ns() * 1e-9))
-        except (TimeoutError, StopIteration, KeyError) as error:
-            raise TransientError(f"{self.name}: its clock does not answer ({error})") from error
-        finally:
-            process.stop()
-        return pings
-
     def _pings_by_uptime(self) -> list[tuple[float, float, float]]:
-        pings = []
+        told = []
         for _ in range(PINGS):
             before = now_ns()
             said = self.shell("read -r t rest </proc/uptime; echo $t", tries=TRIES).text
             try:
-                pings.append((before * 1e-9, float(said), now_ns() * 1e-9))
+                told.append((before * 1e-9, float(said), now_ns() * 1e-9))
             except ValueError as error:
                 raise HarnessError(f"{self.name}: /proc/uptime says {said[:40]!r}") from error
-        return pings
+        return told
 
     # -- files
 
@@ -437,9 +411,9 @@ class Adb(Transport):
     def _push(self, link: Link, path: Path, home: str) -> None:
         """Into a new folder, compared there, and then under its name: whole or not at all."""
         new = f"{self._session}/push-{secrets.token_hex(4)}"  # what is left of a broken one goes with the session
-        files = [path] if path.is_file() else [p for p in _held(path) if p.is_file()]
+        files = [path] if path.is_file() else [p for p in below(path) if p.is_file()]
         folders = [path.name] if path.is_dir() else []
-        folders += [str(p.relative_to(path.parent)) for p in _held(path) if p.is_dir()] if path.is_dir() else []
+        folders += [str(p.relative_to(path.parent)) for p in below(path) if p.is_dir()] if path.is_dir() else []
         names = [p.relative_to(path.parent).as_posix() for p in files]
         quoted = shlex.join(f"{new}/{name}" for name in ["", *folders])
         make = f"mkdir -p -- {shlex.quote(str(PurePosixPath(home).parent))} {quoted}"
@@ -471,7 +445,7 @@ class Adb(Transport):
             told = self._run(link, f"sha256sum {shlex.join(there)}", b"", 600.0)
             if told.status == 0:
                 found = [line.split(" ")[0] for line in told.text.splitlines()]
-                wanted = [_sha256(p) for p in part]
+                wanted = [sha256(p).hexdigest() for p in part]
             else:
                 told = self._run(link, f'for f in {shlex.join(there)}; do wc -c <"$f"; done', b"", 600.0)
                 found, wanted = told.text.split(), [str(p.stat().st_size) for p in part]
@@ -479,40 +453,14 @@ class Adb(Transport):
                 raise TransientError(f"{self.name}: a file did not arrive as it was sent")
 
 
-class OnPhone(AgentProcess):
+class OnPhone(Heard):
     """What agents and the shell's sampler share: a process on the phone, known by its pid file."""
 
     def __init__(self, adb: Adb, job: str) -> None:
+        super().__init__(f"on {adb.name}")
         self._adb, self._job = adb, job
         self._base = job.removesuffix(".json")
-        self._events: queue.SimpleQueue[Mapping[str, Any] | HarnessError | None] = queue.SimpleQueue()
-        self._exit: Exit | None = None
-        self._stopping = threading.Lock()
         self.has_ended = False
-
-    def events(self, silence_s: float | None = None) -> Iterator[Mapping[str, Any]]:
-        """Events as they arrive, until the process ends; HarnessError for a line that is none, and goes on after it."""
-        while True:
-            try:
-                event = self._events.get(timeout=silence_s)
-            except queue.Empty:
-                raise TimeoutError(f"the agent on {self._adb.name} said nothing for {silence_s:g} s") from None
-            if event is None:
-                self._events.put(None)
-                return
-            if isinstance(event, HarnessError):
-                raise event
-            yield event
-
-    def stop(self, grace_s: float = 5.0) -> Exit:
-        """Ask it to end, make it end after `grace_s`, and everything it started with it. Twice is harmless."""
-        with self._stopping:
-            if self._exit is None:
-                self._exit = self._stop(grace_s)
-            return self._exit
-
-    def _stop(self, grace_s: float) -> Exit:
-        raise NotImplementedError
 
     def _signal(self, name: str, is_group: bool = False) -> None:
         """Sends a signal to the process, or to its group, if it still is what we started."""
@@ -793,11 +741,3 @@ def _harmless(name: str, of: str) -> str:
 
 def _mode(file: Path) -> int:
     return 0o755 if os.access(file, os.X_OK) else 0o644
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        total = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
-            total.update(block)
-    return total.hexdigest()
