@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgewatt.devices.android.transport import Adb
+from edgewatt.devices.android.transport import TRIES, Adb
 from edgewatt.harness.api import HarnessError, TransientError, UsageError
 from support.agents import native, samples
 from support.android_lab import PROTOS, Phone, adb_client
@@ -44,6 +44,11 @@ def phone() -> Iterator[Phone]:
 
 def rest(process: Any, silence_s: float = 40.0) -> list[dict[str, Any]]:
     return list(process.events(silence_s))
+
+
+def events(said: list[dict[str, Any]]) -> list[str]:
+    """Their names; an agent whose stream the daemon left silent is heard through its spool, and says so."""
+    return [e["event"] for e in said if e["event"] != "relinked"]
 
 
 def whole(said: list[dict[str, Any]]) -> None:
@@ -83,7 +88,8 @@ def test_command_that_does_not_end_is_given_up_and_the_next_one_works(proto_phon
             adb.shell("sleep 100", timeout_s=0.3)
         with pytest.raises(TransientError, match="did not end within"):
             adb.shell("while :; do echo x; done", timeout_s=0.3)
-        assert adb.shell("echo here").text == "here\n"
+        # The emulated daemon may swallow a command after one that was hung up in the middle of its output.
+        assert adb.shell("echo here", tries=TRIES).text == "here\n"
 
 
 def test_command_takes_milliseconds(proto_phone: Phone, key: Path) -> None:
@@ -144,7 +150,7 @@ def test_what_one_client_pushed_the_other_pulls(phone: Phone, key: Path, tmp_pat
 def test_agent_is_heard_and_leaves_nothing(proto_phone: Phone, key: Path) -> None:
     with Adb(proto_phone.address, key=key, agent=native()) as adb:
         said = rest(hello := adb.start("hello", {}))
-        assert [e["event"] for e in said] == ["hello", "end"] and hello.stop().status == 0
+        assert events(said) == ["hello", "end"] and hello.stop().status == 0
         refused = adb.start("sample", {**COUNTING, "nodes": [{"path": "/none"}]})
         assert rest(refused)[-1]["kind"] == "refused" and refused.stop().status == 2
         sampler = adb.start("sample", COUNTING)
@@ -189,7 +195,7 @@ def test_harness_that_was_killed_leaves_nothing_at_the_next_connection(phone: Ph
     code = f"""
         import os, signal
         from pathlib import Path
-        from edgewatt.devices.android.transport import Adb
+        from edgewatt.devices.android.transport import TRIES, Adb
         adb = Adb({phone.address!r}, key=Path({str(key)!r}), agent=Path({str(native())!r}))
         process = adb.start("sample", {COUNTING!r})
         [next(process.events(20)) for _ in range(3)]
@@ -268,7 +274,7 @@ def test_restart_is_told_and_the_next_connection_works(key: Path) -> None:
             rest(sampler)
         sampler.stop()
         assert adb.shell("echo again").text == "again\n"
-        assert [e["event"] for e in rest(adb.start("hello", {}))] == ["hello", "end"]
+        assert events(rest(adb.start("hello", {}))) == ["hello", "end"]
 
 
 def test_phone_that_comes_back_is_waited_for_and_an_absent_one_is_told(key: Path) -> None:
