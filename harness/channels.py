@@ -12,6 +12,8 @@ from edgewatt.harness.api import Channel
 
 WIDEST_FIRST = ("wall", "dc-input", "battery", "board", "module", "package", "rails")
 
+NAMED = 4  # parts of a sum that are named one by one
+
 
 @dataclass(frozen=True)
 class Group:
@@ -23,9 +25,10 @@ class Group:
     @property
     def label(self) -> str:
         """The channel's name, or "sum of X + Y": a sum of rails is never passed off as the device's energy."""
-        names = " + ".join(c.name for c in self.roots)
-        if len(self.roots) == 1:
-            return names
+        each = [c.name for c in self.roots]
+        if len(each) == 1:
+            return each[0]
+        names = " + ".join(each) if len(each) <= NAMED else f"{each[0]} + ... + {each[-1]} ({len(each)} channels)"
         return f"sum of module rails {names}" if self.boundary == "module" else f"sum of {names}"
 
 

@@ -36,6 +36,7 @@ from edgewatt.harness.api import (
     UsageError,
     Workload,
 )
+from edgewatt.harness.channels import roots
 from edgewatt.harness.record import Record
 
 SPARE = 1.1  # windows are so much longer than a sensor needs: what it does in the run is known only afterwards
@@ -390,21 +391,23 @@ def _windows(meters: Sequence[Meter], protocol: Protocol) -> tuple[float, float,
     notes: list[str] = []
     for meter in filter(_measures_energy, meters):
         trace = watched(meter, PROBE_S)
-        for channel in trace.channels:
-            if not channel.is_energy or np.isfinite(trace.column(channel.name)).sum() < 2:
+        for channel in roots(trace.channels):
+            if np.isfinite(trace.column(channel.name)).sum() < 2:
                 continue  # a channel that is silent in the run as well gets a flag there
             update = energy.update_period(trace, channel.name)
             if not update.known:
                 continue
             needed_s = SPARE * energy.minimum_window_s(update.period_s)
-            if needed_s > window_s:
-                window_s = min(needed_s, protocol.max_window_s)
+            longer_s = min(needed_s, protocol.max_window_s)
+            if longer_s > window_s:
+                window_s = longer_s
+                most = " (max_window_s)" if longer_s < needed_s else ""
                 notes.append(
                     f"{meter.name}/{channel.name} refreshes every {update.period_s:.3g} s, so windows last "
-                    f"{window_s:.3g} s instead of {protocol.window_s:.3g} s"
+                    f"{window_s:.3g} s{most} instead of {protocol.window_s:.3g} s"
                 )
             if isolated_s:
-                isolated_s = max(isolated_s, min(needed_s, protocol.max_window_s))
+                isolated_s = max(isolated_s, longer_s)
     return window_s, isolated_s, notes
 
 

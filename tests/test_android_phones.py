@@ -79,7 +79,7 @@ def test_commands_work_on_every_phone(tmp_path: Path, agent: Path, pool: ThreadP
             }
             assert set(energies) >= SENSOR[of] and energies["gauge"]["boundary"] == "battery"
             if "powerstats" in SENSOR[of]:
-                assert energies["powerstats"]["method"].startswith("sum of measured rails ")
+                assert energies["powerstats"]["method"].startswith("sum of measured rails:")
                 assert energies["powerstats"]["boundary"] == "rails"
             cost = {m["meter"] for m in run["measurements"] if m["metric"] == "sampler_cpu_s_per_s"}
             assert cost >= SENSOR[of]
@@ -151,7 +151,8 @@ def test_load_of_the_model_is_followed_by_the_rails(tmp_path: Path, agent: Path)
         (total,) = [
             m for m in run["measurements"] if (m["metric"], m["phase"], m["meter"]) == ("energy_j", "window", "odpm")
         ]
-        names = total["method"].partition(":")[0].removeprefix("sum of measured rails ").split(" + ")
+        (rails,) = [m["channels"] for m in run["meters"] if m["meter"] == "odpm"]
+        names = {c["name"] for c in rails if c["parent"] == "sum of measured rails"}
         true_j = sum(r["joules"] for r in truth["rails"] if r["rail"] in names)
         assert true_j > 10  # the model did draw
         assert total["value"] == pytest.approx(true_j, rel=0.01)

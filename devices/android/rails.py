@@ -41,6 +41,8 @@ _DISTURBANCES = (
     (r"^VSYS_PWR_(MODEM|RFFE|WLAN|MMWAVE|UWB|GNSS|NFC)", "radios"),
 )
 
+WHOLE = "sum of measured rails"
+
 
 @dataclass(frozen=True)
 class Rail:
@@ -85,9 +87,10 @@ def channels(names: Sequence[str], *, quantum_j: float, age_s: float | None) -> 
     split of it.
     """
     added = compute(names)
-    whole = f"sum of measured rails {' + '.join(added)}"
+    count = "1 rail" if len(added) == 1 else f"{len(added)} rails"
+    covers = f"{count} of the processor and its memory: {' + '.join(added)}"
     total = Channel(
-        whole, "energy", "J", "counter", f"{len(added)} rails of the processor and its memory", BOUNDARY,
+        WHOLE, "energy", "J", "counter", covers, BOUNDARY,
         quantum=quantum_j * float(np.sqrt(len(added))), age_s=age_s,
     )  # fmt: skip
     known = [rail(n) for n in names]
@@ -96,7 +99,7 @@ def channels(names: Sequence[str], *, quantum_j: float, age_s: float | None) -> 
         *(
             Channel(
                 r.name, "energy", "J", "counter", f"{r.feeds}, by the rail {r.name}", r.boundary,
-                quantum=quantum_j, parent=whole if r.computes else None, age_s=age_s,
+                quantum=quantum_j, parent=WHOLE if r.computes else None, age_s=age_s,
             )
             for r in known
         ),

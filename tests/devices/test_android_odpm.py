@@ -94,8 +94,10 @@ def test_other_devices_and_other_wishes_give_no_rails() -> None:
 def test_figure_is_the_sum_of_compute_rails_and_display_and_radios_stand_by_themselves() -> None:
     (meter,) = Odpm.found_on(phone("pixel6"))  # type: ignore[arg-type]
     figure, *others = groups(meter.channels)
-    assert figure.boundary == "rails" and figure.label.startswith("sum of measured rails S10M_VDD_TPU + S2M_VDD_CPUCL2")
-    assert "DISPLAY" not in figure.label and "MODEM" not in figure.label and "WLAN" not in figure.label
+    assert figure.boundary == "rails" and figure.label == "sum of measured rails"
+    covers = figure.roots[0].covers
+    assert covers.partition(": ")[2].startswith("S10M_VDD_TPU + S2M_VDD_CPUCL2")
+    assert "DISPLAY" not in covers and "MODEM" not in covers and "WLAN" not in covers
     assert {g.boundary: g.label for g in others} == {
         "radios": "sum of VSYS_PWR_MODEM + VSYS_PWR_RFFE + VSYS_PWR_WLAN_BT",
         "display": "VSYS_PWR_DISPLAY",
@@ -107,7 +109,7 @@ def test_rails_of_unknown_use_are_listed_and_in_no_sum() -> None:
     seen = one_chip("t=5\nCH0[S2M_VDD_CPU2], 17\nCH1[S6M_LLDO1], 3\nCH2[S8S_VDD_GMC], 3\n")
     device = RecordedPhone(seen)
     (meter,) = Odpm.found_on(device)  # type: ignore[arg-type]
-    assert groups(meter.channels)[0].label == "sum of measured rails S2M_VDD_CPU2"
+    assert meter.channels[0].covers == "1 rail of the processor and its memory: S2M_VDD_CPU2"
     assert list(Odpm.problems(device)) == ["odpm: of unknown use, so in no sum: S6M_LLDO1, S8S_VDD_GMC"]  # type: ignore[arg-type]
 
 

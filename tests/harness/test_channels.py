@@ -34,6 +34,11 @@ def test_rails_without_a_total_are_named_as_a_sum() -> None:
     assert names(parts(rails)) == ["GPU", "CPU"]
 
 
+def test_sum_of_many_rails_is_named_by_its_ends() -> None:
+    (group,) = groups([power(f"rail{k}") for k in range(9)])
+    assert group.label == "sum of rail0 + ... + rail8 (9 channels)"
+
+
 def test_boundaries_are_never_mixed_and_the_widest_comes_first() -> None:
     found = groups((counter("dram", "dram"), counter("package-0"), counter("package-1"), power("input", "dc-input")))
     assert [(g.boundary, g.label) for g in found] == [
