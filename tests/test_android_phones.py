@@ -60,7 +60,10 @@ def folder(base: Path, name: str) -> Path:
 # Every phone
 
 
-def test_commands_work_on_every_phone(tmp_path: Path, agent: Path, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("phones", [PROFILES[::2], pytest.param(PROFILES[1::2], marks=pytest.mark.soak)])
+def test_commands_work_on_every_phone(
+    tmp_path: Path, agent: Path, pool: ThreadPoolExecutor, phones: tuple[str, ...]
+) -> None:
     def check(of: str) -> None:
         with Phone(of) as phone:
             lab = LabPhone(folder(tmp_path, of), phone.address, agent)
@@ -85,7 +88,7 @@ def test_commands_work_on_every_phone(tmp_path: Path, agent: Path, pool: ThreadP
             assert cost >= SENSOR[of]
             assert not models_on(phone.name)
 
-    list(pool.map(check, PROFILES))
+    list(pool.map(check, phones))
 
 
 @pytest.mark.needs_realadbd
@@ -222,10 +225,19 @@ CASES = {
 }
 
 
+def case(*names: str) -> Any:
+    """The cases a test is about; half of them wait for the soak run."""
+    marks = dict.fromkeys(("slow", "throttled", "counters restarted", "denied"), pytest.mark.soak)
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks.get(n, ())) for n in names])
+
+
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory, agent: Path) -> Iterator[Callable[[str], Case]]:
-    """All the cases, run four at a time: they mostly wait."""
+def faulty(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, agent: Path
+) -> Iterator[Callable[[str], Case]]:
+    """All the cases that are asked for, run four at a time: they mostly wait."""
     base = tmp_path_factory.mktemp("faults")
+    asked = [i.callspec.params["name"] for i in request.session.items if "faulty" in getattr(i, "fixturenames", ())]
 
     def whole(name: str) -> Case:
         case = CASES[name]
@@ -245,11 +257,11 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, agent: Path) -> Iterator[Ca
         return case
 
     with ThreadPoolExecutor(4) as four:
-        done = {name: four.submit(whole, name) for name in CASES}
+        done = {name: four.submit(whole, name) for name in dict.fromkeys(asked)}
         yield lambda name: done[name].result()
 
 
-@pytest.mark.parametrize("name", CASES)
+@case(*CASES)
 def test_fault_is_stored_leaves_nothing_and_the_next_run_works(faulty: Callable[[str], Case], name: str) -> None:
     case = faulty(name)
     assert not case.left
@@ -260,7 +272,7 @@ def test_fault_is_stored_leaves_nothing_and_the_next_run_works(faulty: Callable[
     assert back["after"]["brightness"]["screen_brightness"] != "40", back
 
 
-@pytest.mark.parametrize("name", ["dropped", "away for 20 s"])
+@case("dropped", "away for 20 s")
 def test_no_sample_is_lost_with_the_link(faulty: Callable[[str], Case], name: str) -> None:
     run = faulty(name).run
     assert run["error"] is None
@@ -273,22 +285,26 @@ def test_no_sample_is_lost_with_the_link(faulty: Callable[[str], Case], name: st
             assert facts["gap_max_s"] < 3, facts
 
 
-def test_restart_is_told_as_what_it_is(faulty: Callable[[str], Case]) -> None:
-    error = faulty("restarted").run["error"]
+@case("restarted")
+def test_restart_is_told_as_what_it_is(faulty: Callable[[str], Case], name: str) -> None:
+    error = faulty(name).run["error"]
     assert error["kind"] == "lost_link" and "restarted" in error["message"], error
 
 
-def test_throttling_is_flagged(faulty: Callable[[str], Case]) -> None:
-    assert "throttled" in flags(faulty("throttled").run)
+@case("throttled")
+def test_throttling_is_flagged(faulty: Callable[[str], Case], name: str) -> None:
+    assert "throttled" in flags(faulty(name).run)
 
 
-def test_counters_that_restart_are_flagged(faulty: Callable[[str], Case]) -> None:
-    run = faulty("counters restarted").run
+@case("counters restarted")
+def test_counters_that_restart_are_flagged(faulty: Callable[[str], Case], name: str) -> None:
+    run = faulty(name).run
     assert "counter_reset" in flags(run, "odpm"), run["flags"]
 
 
-def test_charging_in_the_middle_voids_the_batterys_joules(faulty: Callable[[str], Case]) -> None:
-    run = faulty("charged").run
+@case("charged")
+def test_charging_in_the_middle_voids_the_batterys_joules(faulty: Callable[[str], Case], name: str) -> None:
+    run = faulty(name).run
     assert "charging" in voided(run, "gauge"), run["flags"]
 
 
@@ -301,6 +317,7 @@ def test_authorisation_that_is_refused_is_one_line_and_nothing_was_started(tmp_p
         assert lines and "did not let us in" in said.strip().splitlines()[-1]
 
 
+@pytest.mark.soak
 def test_killed_harness_leaves_what_doctor_puts_back(tmp_path: Path, agent: Path) -> None:
     with Phone("pixel8") as phone:
         lab = LabPhone(tmp_path, phone.address, agent)
@@ -331,6 +348,7 @@ def test_killed_harness_leaves_what_doctor_puts_back(tmp_path: Path, agent: Path
 # Several phones at once
 
 
+@pytest.mark.soak
 def test_four_phones_at_once_do_not_disturb_each_other(tmp_path: Path, agent: Path) -> None:
     waves = [("constant", w) for w in (1.0, 2.0, 3.0, 4.0)]
     settings = ("window_s=6", "max_window_s=6", "isolated_s=0", "threads=1")

@@ -86,12 +86,19 @@ WAVES = {
 
 
 # The meter whose figure covers all of it, and how many times the wave that is: two sockets, one, a board's supply.
+COMMON = {("server", "constant"), ("wrap", "sine"), ("board", "square"), ("server", "ramp")}
 SHAPES = {"server": ("rapl", 1.5), "wrap": ("rapl", 1.0), "board": ("hwmon-ina226", 1.0)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("wave", WAVES)
+@pytest.mark.parametrize(
+    ("shape", "wave"),
+    [
+        pytest.param(shape, wave, marks=() if (shape, wave) in COMMON else pytest.mark.soak)
+        for shape in SHAPES
+        for wave in WAVES
+    ],
+)
 def test_energy_of_a_living_sensor_is_within_one_percent_and_inside_its_bar(edgewatt, tmp_path, shape, wave):
     tree = sysfs_tree.shaped(tmp_path / "sys", shape, sysfs_tree.Wave.parse(WAVES[wave], sysfs_tree.now_s()))
     (edgewatt.folder / "devices.toml").write_text(f'[devices.bench]\nkind = "host"\nsysfs = "{tree.root}"\n')

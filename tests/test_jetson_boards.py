@@ -25,6 +25,7 @@ from support.lab_board import LabBoard, flags
 pytestmark = [pytest.mark.needs_jetson_lab, pytest.mark.needs_sshd, pytest.mark.slow, pytest.mark.timeout(600)]
 
 AGX, NANO, NX = PROFILES
+SOAK = pytest.mark.soak
 TOTAL = {AGX: "sum of module rails VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0", NANO: "VDD_IN", NX: "VDD_IN"}
 MODE = {AGX: ("MODE_30W", "MODE_30W"), NANO: ("25W", "15W"), NX: ("MODE_15W_6CORE", "MODE_15W_2CORE")}
 
@@ -50,8 +51,13 @@ def board(folder: Path, of: str | Mapping[str, Any], over_ssh: bool = False, **o
         yield made
 
 
-@pytest.mark.parametrize("over_ssh", [False, True], ids=["local", "ssh"])
-@pytest.mark.parametrize("of", PROFILES)
+@pytest.mark.parametrize(
+    ("of", "over_ssh"),
+    [
+        (AGX, False), (NANO, True), (NX, False),
+        *(pytest.param(of, over_ssh, marks=SOAK) for of, over_ssh in ((AGX, True), (NANO, False), (NX, True))),
+    ],
+)  # fmt: skip
 def test_commands_work_on_every_board(tmp_path: Path, of: str, over_ssh: bool) -> None:
     facts = profile(of)
     with board(tmp_path, of, over_ssh) as lab:
@@ -87,8 +93,14 @@ def test_commands_work_on_every_board(tmp_path: Path, of: str, over_ssh: bool) -
         assert not lab.agents()
 
 
-@pytest.mark.parametrize(("of", "over_ssh"), [(AGX, False), (NANO, True), (NX, False)], ids=["agx", "nano-ssh", "nx"])
-@pytest.mark.parametrize("source", ["tegrastats", "jtop"])
+@pytest.mark.parametrize(
+    ("of", "over_ssh", "source"),
+    [
+        (AGX, False, "tegrastats"), (NANO, True, "jtop"),
+        pytest.param(AGX, False, "jtop", marks=SOAK), pytest.param(NANO, True, "tegrastats", marks=SOAK),
+        pytest.param(NX, False, "tegrastats", marks=SOAK), pytest.param(NX, False, "jtop", marks=SOAK),
+    ],
+)  # fmt: skip
 def test_commands_work_through_one_source_alone(tmp_path: Path, of: str, over_ssh: bool, source: str) -> None:
     with board(tmp_path, of, over_ssh, power=source) as lab:
         (seen,) = lab.json("devices", "orin", "--seconds", "1.5")["devices"]
@@ -103,7 +115,7 @@ def test_commands_work_through_one_source_alone(tmp_path: Path, of: str, over_ss
         assert "window_too_short" in flags(run, source)
 
 
-@pytest.mark.parametrize("of", PROFILES)
+@pytest.mark.parametrize("of", [NANO, pytest.param(AGX, marks=SOAK), pytest.param(NX, marks=SOAK)])
 def test_energy_of_every_source_agrees_with_the_truth(tmp_path: Path, of: str) -> None:
     shapes = [
         {"kind": "sine", "mean": 6.0, "amp": 3.0, "hz": 0.1},
@@ -157,7 +169,7 @@ def test_load_of_the_model_is_followed(tmp_path: Path) -> None:
     ("wave", "is_aliased"),
     [
         ({"kind": "square", "low": 2, "high": 10, "hz": 10}, True),
-        ({"kind": "sine", "mean": 6, "amp": 3, "hz": 0.1}, False),
+        pytest.param({"kind": "sine", "mean": 6, "amp": 3, "hz": 0.1}, False, marks=SOAK),
     ],
     ids=["10 Hz square", "slow sine"],
 )
@@ -200,6 +212,7 @@ def test_jtop_service_that_is_killed_and_comes_back_leaves_a_gap(tmp_path: Path)
         check_next(lab)
 
 
+@SOAK
 def test_jtop_service_that_stays_dead_gives_no_joules(tmp_path: Path) -> None:
     with board(tmp_path, NANO, power="jtop") as lab:
         process = lab.start_run("window_s=10", "max_window_s=10", "isolated_s=0")
@@ -217,6 +230,7 @@ def test_jtop_service_that_stays_dead_gives_no_joules(tmp_path: Path) -> None:
         check_next(lab)
 
 
+@SOAK
 def test_another_client_of_jtop_sets_the_pace(tmp_path: Path) -> None:
     client = "from jtop import jtop\nwith jtop(interval=2.0) as j:\n    print('up', flush=True)\n    while j.ok(): pass"
     with board(tmp_path, NANO, power="jtop") as lab:
@@ -264,7 +278,7 @@ def test_sensor_that_is_off_line_is_left_out_and_named(tmp_path: Path) -> None:
         assert "VDD" in flags(run, "ina3221")["rail_missing"]
 
 
-@pytest.mark.parametrize("jtop", [True, False], ids=["jtop", "tools"])
+@pytest.mark.parametrize("jtop", [pytest.param(True, marks=SOAK), False], ids=["jtop", "tools"])
 def test_power_mode_that_the_board_refuses_is_a_stored_error(tmp_path: Path, jtop: bool) -> None:
     with board(tmp_path, AGX, jtop=jtop) as lab:
         if jtop:  # another TPC mask needs a restart
@@ -278,7 +292,7 @@ def test_power_mode_that_the_board_refuses_is_a_stored_error(tmp_path: Path, jto
         check_next(lab)
 
 
-@pytest.mark.parametrize("jtop", [True, False], ids=["jtop", "tools"])
+@pytest.mark.parametrize("jtop", [True, pytest.param(False, marks=SOAK)], ids=["jtop", "tools"])
 def test_mode_clocks_and_fan_are_put_back_when_stopped_by_hand(tmp_path: Path, jtop: bool) -> None:
     with board(tmp_path, NANO, jtop=jtop) as lab:
         process = lab.start_run(

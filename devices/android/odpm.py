@@ -220,4 +220,4 @@ def _refreshes(chip: Chip, read: Floats) -> rails.Counters:
     fresh = known[is_later]
     half_s = 0.5 / chip.sampling_hz if chip.sampling_hz else 0.0
     joules = fresh[:, 1 : 1 + len(chip.rails)] * QUANTUM_J
-    return rails.Counters(chip.rails, fresh[:, 0] * 1e-3 - half_s, joules, rails.falls(fresh[:, 1:]))
+    return rails.counted(chip.rails, fresh[:, 0] * 1e-3 - half_s, joules, rails.falls(fresh[:, 1:]))

@@ -138,7 +138,7 @@ def table(names: Sequence[str], told: Decoded) -> tuple[Floats, Floats]:
     for stamps, of in sorted(together.items(), key=lambda kv: kv[0][:1] or (np.inf,)):
         joules = np.array([[uws for _, uws in told.rails.get(name, ())] for name in of], np.float64).T * QUANTUM_J
         joules = joules.reshape(len(stamps), len(of))
-        parts.append(rails.Counters(tuple(of), np.array(stamps, np.float64) * 1e-3, joules, rails.falls(joules)))
+        parts.append(rails.counted(of, np.array(stamps, np.float64) * 1e-3, joules))
     t_s, values = rails.merged(parts)
     order = [name for p in parts for name in p.names]
     return t_s, values[:, [0, *(1 + order.index(name) for name in names)]]

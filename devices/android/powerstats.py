@@ -92,8 +92,8 @@ class PowerStats(AgentMeter):
     def converted(self, raw: Floats) -> Floats:
         """Hundredths of a milliwatt second as joules, their sum before them."""
         joules = raw * QUANTUM_J
-        at = np.arange(len(joules), dtype=np.float64)  # all rails are read by one command
-        return rails.merged([rails.Counters(tuple(self._names), at, joules, rails.falls(joules))])[1]
+        at = np.arange(len(joules)) * max(self.period_s, LIMIT_S)  # all by one command, which may take as long
+        return rails.merged([rails.counted(self._names, at, joules)])[1]
 
     def _traced(self) -> Trace:
         trace = super()._traced()

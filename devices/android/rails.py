@@ -42,6 +42,7 @@ _DISTURBANCES = (
 )
 
 WHOLE = "sum of measured rails"
+MOST_W = 100.0  # no rail of a phone gives more, nor does its battery
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,23 @@ def _sum(parts: Sequence[Counters], t_s: Floats) -> Floats:
         first = np.maximum.accumulate(np.where(is_new, np.arange(len(good)), 0))
         summed[np.searchsorted(t_s, at[good])] = total[good] - total[good][first]
     return summed
+
+
+def counted(names: Sequence[str], t_s: Floats, joules: Floats, resets: npt.NDArray[np.bool_] | None = None) -> Counters:
+    """Counters (n, names) at t_s (n,), restarts found; `resets` are those known otherwise.
+
+    One that falls has restarted. One that grows faster than any phone draws (MOST_W) has leapt, whatever it stands for:
+    it is counted from 0 from there on, as after a restart, for the leap is no energy.
+    """
+    rise = np.diff(joules, axis=0, prepend=joules[:1])
+    leapt = rise > MOST_W * np.maximum(np.diff(t_s, prepend=t_s[:1]), 1e-3)[:, None]
+    if leapt.any():
+        begins = leapt | (rise < 0)
+        first = np.maximum.accumulate(np.where(begins, np.arange(len(joules))[:, None], 0), axis=0)
+        columns = np.arange(joules.shape[1])[None, :]
+        joules = joules - np.where(leapt[first, columns], joules[first, columns], 0.0)
+    fell = falls(joules)
+    return Counters(tuple(names), t_s, joules, fell if resets is None else fell | resets)
 
 
 def falls(counters: Floats) -> npt.NDArray[np.bool_]:

@@ -115,7 +115,7 @@ class Adb(Transport):
         self.boot = ("", 0.0, 0.0)
         self._keeper: threading.Thread | None = None
         self._closing = threading.Event()
-        self._restart_as_root = False
+        self._refusal: HarnessError | None = None
 
     # -- commands
 
@@ -282,6 +282,8 @@ class Adb(Transport):
     def connected(self) -> Link:
         """A link that is up. One that was up before is tried for a while; a phone that never was, once."""
         with self._connecting:
+            if self._refusal is not None:
+                raise type(self._refusal)(str(self._refusal))
             deadline = time.monotonic() + (RELINK_S if self._was_there else 0.0)
             waits = iter(AGAIN_S)
             while self._link is None or self._link.is_closed:
@@ -293,6 +295,9 @@ class Adb(Transport):
                         raise
                     time.sleep(next(waits, AGAIN_S[-1]))
                     continue
+                except UsageError as error:  # nobody tapped Allow: nobody is asked again for each of many commands
+                    self._refusal = HarnessError(str(error)) if self._was_there else error
+                    raise self._refusal from error
                 self._link = link
                 if not self._was_there:
                     self._was_there = True
@@ -316,7 +321,7 @@ class Adb(Transport):
 
     def _end_orphans(self, link: Link) -> None:
         """Ends what a harness of this machine that no longer lives left running, by pid, and removes its folders."""
-        listed = self._listed(link)
+        listed = self._first(link, f"ls {shlex.quote(self.folder)}/jobs 2>/dev/null")
         script = (
             'for f in "$1"/*/*.undo; do [ -r "$f" ] && sh "$f"; done; '
             'for job in "$1"/*.group; do set -- "${job%.group}" "${job%/*}"; '
@@ -326,13 +331,13 @@ class Adb(Transport):
             'kill -9 "-$g" 2>/dev/null; fi; set -- "$2"; done; rm -rf -- "$1"'
         )
         for name in filter(_is_dead, listed.text.split()):
-            self._run(link, f"set -- {shlex.quote(f'{self.folder}/jobs/{name}')}\n{script}", b"", 60.0)
+            self._first(link, f"set -- {shlex.quote(f'{self.folder}/jobs/{name}')}\n{script}", (20.0, 60.0))
 
-    def _listed(self, link: Link) -> Done:
-        """The sessions on the phone: the first command through a new link."""
-        for limit_s in PATIENCE_S:
+    def _first(self, link: Link, script: str, limits_s: Sequence[float] = PATIENCE_S) -> Done:
+        """One of the first commands through a new link, which the daemon may swallow."""
+        for limit_s in limits_s:
             with suppress(TransientError):
-                return self._run(link, f"ls {shlex.quote(self.folder)}/jobs 2>/dev/null", b"", limit_s)
+                return self._run(link, script, b"", limit_s)
         raise TransientError(f"{self.name}: its daemon starts no commands; restart adb there, or the phone")
 
     # -- agents
@@ -551,15 +556,25 @@ class AdbAgent(OnPhone):
         if has_restarted:
             raise TransientError(f"{adb.name} restarted; what ran there is gone")
         self._events.put({"event": "relinked", "after_s": round(time.monotonic() - lost_s, 3)})
-        script = _LEADER + 'echo "${g:--}"; tail -c "+$2" "$1.events.jsonl" 2>/dev/null'
+        script = (
+            '[ -r "$1.group" ] && { [ -r "$1.events.jsonl" ] || [ ! -e "$1.events.jsonl" ]; } || { echo !; exit; }; '
+            + _LEADER
+            + 'echo "${g:--}"; tail -c "+$2" "$1.events.jsonl" 2>/dev/null'
+        )
         born_s = time.monotonic() + BORN_S
         while True:
             told = adb.shell(script, self._base, str(self._bytes + 1), timeout_s=60, tries=TRIES)
             leader, _, new = told.stdout.partition(b"\n")
+            if leader == b"!" and self._bytes:
+                raise TransientError(
+                    f"{adb.name}: what the agent there writes cannot be read any more: its folder is gone, or adb runs "
+                    f"as another user since the link was lost; the agent ends by itself within {HEARTBEAT_S:g} s"
+                )
             self._heard(new)
-            if leader == b"-" and not new and (self._bytes or time.monotonic() > born_s):
+            is_gone = leader in (b"-", b"!")
+            if is_gone and not new and (self._bytes or time.monotonic() > born_s):
                 return
-            if leader != b"-" or not new:
+            if not is_gone or not new:
                 time.sleep(ASK_S)
 
     def _tell_waiting(self, over: threading.Event) -> None:

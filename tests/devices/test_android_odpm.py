@@ -256,3 +256,23 @@ def test_joules_of_known_powers_are_within_one_percent_and_inside_their_bars(kin
         worst = max(worst, abs(told.energy_j / truth_j - 1))
         wide = max(wide, told.uncertainty_j / truth_j)
     assert worst < 0.01 and inside >= 0.95 * n and wide < 0.03
+
+
+def test_counter_that_leaps_is_counted_from_there_and_the_leap_is_no_energy() -> None:
+    """Rails of 1 W and 2 W read five times a second; the first leaps by 4294 J, and starts at 0 again later."""
+    t_s = np.arange(100) * 0.2
+    shown = np.outer(t_s, [1.0, 2.0])
+    shown[50:, 0] += 4294.0
+    shown[80:, 0] -= shown[80, 0]
+    found = rails.counted(["S2M_VDD_CPUCL2", "S4M_VDD_CPUCL0"], t_s, shown)
+    assert np.flatnonzero(found.fell).tolist() == [50, 80]
+    steps = np.diff(found.joules, axis=0)
+    assert np.delete(steps[:, 0], [49, 79]) == pytest.approx(0.2) and steps[:, 1] == pytest.approx(0.4)
+    _, values = rails.merged([found])
+    assert (np.diff(values[:, 0]) < 0).sum() == 2  # the sum starts anew at both
+    assert np.nanmax(np.diff(values[:, 0])) == pytest.approx(0.6)
+
+
+def test_counters_without_a_reading_are_none() -> None:
+    found = rails.counted(["S2M_VDD_CPUCL2"], np.empty(0), np.empty((0, 1)))
+    assert len(found.fell) == 0 and rails.merged([found])[1].shape == (0, 2)
