@@ -92,7 +92,7 @@ class PowerStats(AgentMeter):
     def converted(self, raw: Floats) -> Floats:
         """Hundredths of a milliwatt second as joules, their sum before them."""
         joules = raw * QUANTUM_J
-        at = np.arange(len(joules)) * max(self.period_s, LIMIT_S)  # all by one command, which may take as long
+        at = np.arange(len(joules), dtype=np.float64) * max(self.period_s, LIMIT_S)  # a command may take as long
         return rails.merged([rails.counted(self._names, at, joules)])[1]
 
     def _traced(self) -> Trace:
