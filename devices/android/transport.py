@@ -43,7 +43,7 @@ FIRST_S = 5.0  # an agent greets at once: one whose stream is silent for so long
 ASK_S = 1.0  # between two looks into the spool of an agent whose link was lost: each costs the phone some milliseconds
 BORN_S = 3.0  # for the shell that starts an agent to say which process it is
 RESTARTED_S = 5.0  # a phone whose uptime is behind by more than that (and 0.1 %) restarted meanwhile
-SAY_S = 10.0  # how often one that waits for a phone says so, so that it is not taken for hung
+SAY_S = 4.0  # how often one that waits for a phone says so, so that it is not taken for hung
 UPTIME_STEP_S = 0.01  # what /proc/uptime counts in
 WORTH_PACKING = 1 << 20  # bytes: such a file goes over the link as gzip packs it
 MOST_SCRIPT = 100_000  # bytes; Linux takes 128 KiB as one argument
@@ -542,17 +542,14 @@ class AdbAgent(OnPhone):
     def _catch_up(self) -> None:
         """The rest of the spool, until the agent has ended; TransientError if the phone stays away or restarted."""
         adb, lost_s = self._adb, time.monotonic()
-        over = threading.Event()
-        threading.Thread(target=self._tell_waiting, args=(over,), daemon=True).start()
         try:
-            has_restarted = adb.has_restarted(self._boot)
+            with self._saying_so():
+                has_restarted = adb.has_restarted(self._boot)
         except HarnessError as error:
             raise TransientError(
                 f"the link to {adb.name} was lost, and it cannot be reached again ({error}); the agent there ends by "
                 f"itself within {HEARTBEAT_S:g} s"
             ) from error
-        finally:
-            over.set()
         if has_restarted:
             raise TransientError(f"{adb.name} restarted; what ran there is gone")
         self._events.put({"event": "relinked", "after_s": round(time.monotonic() - lost_s, 3)})
@@ -563,7 +560,8 @@ class AdbAgent(OnPhone):
         )
         born_s = time.monotonic() + BORN_S
         while True:
-            told = adb.shell(script, self._base, str(self._bytes + 1), timeout_s=60, tries=TRIES)
+            with self._saying_so():
+                told = adb.shell(script, self._base, str(self._bytes + 1), timeout_s=60, tries=TRIES)
             leader, _, new = told.stdout.partition(b"\n")
             if leader == b"!" and self._bytes:
                 raise TransientError(
@@ -577,9 +575,20 @@ class AdbAgent(OnPhone):
             if not is_gone or not new:
                 time.sleep(ASK_S)
 
-    def _tell_waiting(self, over: threading.Event) -> None:
-        while not over.wait(SAY_S):
-            self._events.put({"event": "waiting"})
+    @contextmanager
+    def _saying_so(self) -> Iterator[None]:
+        """Whoever listens is told every now and then that the phone is waited for."""
+        over = threading.Event()
+
+        def say() -> None:
+            while not over.wait(SAY_S):
+                self._events.put({"event": "waiting"})
+
+        threading.Thread(target=say, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def _stop(self, grace_s: float) -> Exit:
         if not self.has_ended:
