@@ -40,6 +40,7 @@ AGAIN_S = (0.25, 0.5, 1.0, 2.0)  # waits between tries, the last one again and a
 TRIES = 3  # of what may be done twice
 PATIENCE_S = (5.0, 15.0)  # with all but the last of them
 FIRST_S = 5.0  # an agent greets at once: one whose stream is silent for so long is heard through its spool
+QUIET_S = 10.0  # one that falls silent for so long is looked after: its stream may be dead, and its spool not
 ASK_S = 1.0  # between two looks into the spool of an agent whose link was lost: each costs the phone some milliseconds
 BORN_S = 3.0  # for the shell that starts an agent to say which process it is
 RESTARTED_S = 5.0  # a phone whose uptime is behind by more than that (and 0.1 %) restarted meanwhile
@@ -517,22 +518,31 @@ class AdbAgent(OnPhone):
             self._events.put(None)
 
     def _follow(self) -> bool:
-        """Hears the stream to its end; whether it was given up because nothing ever came."""
+        """Hears the stream to its end; whether it was given up, because nothing came although there is more to hear."""
         packets = _Packets()
-        limit_s: float | None = FIRST_S
+        limit_s = FIRST_S
         while True:
             try:
                 data = self._stream.read(limit_s)
             except TimeoutError:
-                return True
+                if not self._bytes or self._has_more():
+                    return True
+                continue
             if data is None:
                 return False
-            limit_s = None
+            limit_s = QUIET_S
             for kind, body in packets.of(data) if self._is_v2 else ((_STDOUT, data),):
                 if kind == _STDOUT:
                     self._heard(body)
                 elif kind == _STDERR:
                     self._tail = (self._tail + body)[-4096:]
+
+    def _has_more(self) -> bool:
+        """Whether the spool holds more than was heard."""
+        with suppress(HarnessError, ValueError):  # a link that is lost ends the stream as well
+            told = self._adb.shell('wc -c <"$1.events.jsonl"', self._base, timeout_s=10, tries=TRIES)
+            return int(told.text) > self._bytes
+        return False
 
     def _heard(self, data: bytes) -> None:
         self._bytes += len(data)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edgewatt.devices.android import transport
 from edgewatt.devices.android.transport import TRIES, Adb
 from edgewatt.harness.api import HarnessError, TransientError, UsageError
 from support.agents import native, samples
@@ -239,6 +240,28 @@ def test_phone_out_of_reach_for_20_s_loses_no_sample(key: Path) -> None:
             said.append(next(sampler.events(40)))
         sampler.stop()
         whole(said + rest(sampler))
+
+
+def test_stream_that_falls_silent_is_left_for_the_spool(
+    phone: Phone, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "QUIET_S", 1.0)
+
+    def silent(timeout_s: float) -> bytes:
+        time.sleep(timeout_s)
+        raise TimeoutError
+
+    with Adb(phone.address, key=key, agent=native()) as adb:
+        sampler = adb.start("sample", COUNTING)
+        heard = sampler.events(20)
+        said = [dict(next(heard)) for _ in range(3)]
+        monkeypatch.setattr(sampler._stream, "read", silent)
+        while [e["event"] for e in said].count("frames") < 20:
+            said.append(dict(next(heard)))
+        sampler.stop()
+        said += rest(sampler)
+    assert "relinked" in [e["event"] for e in said]
+    whole(said)
 
 
 def test_transfer_that_breaks_is_begun_again(key: Path, tmp_path: Path) -> None:
