@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from edgewatt.harness.api import AgentProcess, ClockOffset, Exit, Facts, HarnessError, TransientError, UsageError
 
@@ -114,7 +114,15 @@ class Transport(ABC):
         self.close()
 
 
-def pings(process: Heard, name: str, now_ns: Callable[[], int]) -> list[tuple[float, float, float]]:
+class Pinged(Protocol):
+    """An agent that is spoken to as well: what `pings` needs."""
+
+    def events(self, silence_s: float | None = None) -> Iterator[Mapping[str, Any]]: ...
+    def write(self, data: bytes) -> None: ...
+    def stop(self, grace_s: float = 5.0) -> Exit: ...
+
+
+def pings(process: Pinged, name: str, now_ns: Callable[[], int]) -> list[tuple[float, float, float]]:
     """Round trips to a `clock` agent: before, its clock, after, each in s. TransientError if it does not answer.
 
     `now_ns` is our own clock; the agent is stopped.
@@ -259,10 +267,6 @@ class Heard(AgentProcess):
             if isinstance(event, HarnessError):
                 raise event
             yield event
-
-    def write(self, data: bytes) -> None:
-        """To the agent's stdin; nothing if it has ended."""
-        raise NotImplementedError
 
     def stop(self, grace_s: float = 5.0) -> Exit:
         """Ask it to end, make it end after `grace_s`, and everything it started with it. Twice is harmless."""
