@@ -5,9 +5,16 @@ Nothing here reads a clock, a file or a random seed: the same phases, items and 
 What comes out (`metric`, of `phase`; names are stable, they are the database's keys):
 - duration_s of every phase; first_latency_s and burst_latency_s of "warmup"; latency_s (the median), latency_p90_s,
   latency_p99_s of "window" (whole items) and of every phase of an item; throughput_fps of "window".
+- of language models: ttft_s (the median), ttft_p90_s, ttft_p99_s, the time to the first token; tpot_s, tpot_p90_s,
+  tpot_p99_s, the time of each token after it; vision_s, prefill_tokens_per_s, decode_tokens_per_s, prefill_tokens and
+  decode_tokens (of an item), all of "window". Where the engine tells what a step costs: flops_per_s and
+  macs_per_inference of each phase, bytes_per_token, bandwidth_bytes_per_s and bandwidth_utilisation of "decode",
+  read_bandwidth_bytes_per_s of "run".
 - per meter: energy_j and power_w of every phase, energy_per_inference_j of "window" and of phases looped alone
-  ("detect"); power_net_w, energy_net_j, energy_per_inference_net_j above idle; "window/detect", ..., "window/other":
-  the window's energy shared out over its items' phases, where the sensor is fast enough. update_period_s of "run".
+  ("detect"), energy_per_token_j of those that count tokens; power_net_w, energy_net_j, energy_per_inference_net_j,
+  energy_per_token_net_j above idle; "window/detect", ..., "window/other": the window's energy shared out over its
+  items' phases, where the sensor is fast enough. update_period_s of "run".
+- per pair of an external meter and another one ("supply vs rapl"): meter_ratio and meter_lag_s of "window".
 - temperature_c, temperature_max_c, frequency_hz, frequency_min_hz, utilisation of "window"; sampler_cpu_s_per_s,
   peak_memory_bytes, model_bytes of "run".
 `meter` is the meter's name for its widest root (or the sum of such roots), "meter/channel" for other roots and parts.
@@ -16,10 +23,12 @@ What comes out (`metric`, of `phase`; names are stable, they are the database's 
 from __future__ import annotations
 
 from edgewatt.harness import flags
+from edgewatt.harness.analysis_crosscheck import crosscheck
 from edgewatt.harness.analysis_energy import metering
 from edgewatt.harness.analysis_health import health
 from edgewatt.harness.analysis_meter import supported
 from edgewatt.harness.analysis_timing import timing
+from edgewatt.harness.analysis_tokens import token_figures
 from edgewatt.harness.analysis_view import WHOLE_RUN, Findings, on_device_clock, view
 from edgewatt.harness.api import Flag, Measurement, Run
 
@@ -42,9 +51,11 @@ def analyse(run: Run) -> tuple[tuple[Measurement, ...], tuple[Flag, ...], tuple[
     seen = view(run, found)
     _engine(run, found)
     timing(seen, found)
+    token_figures(seen, found)
     traces = [on_device_clock(t, run, found) for t in run.traces]
     metering(seen, traces, found)
     health(seen, [trace for trace, _ in traces], found)
+    crosscheck(seen, traces, found)
     return tuple(found.measurements), tuple(dict.fromkeys(found.flags)), tuple(dict.fromkeys(found.warnings))
 
 

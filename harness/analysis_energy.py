@@ -24,11 +24,14 @@ from edgewatt.harness.analysis_meter import (
 from edgewatt.harness.analysis_slices import slices
 from edgewatt.harness.analysis_steady import idle_steps, idles_around, power_drift
 from edgewatt.harness.analysis_view import IDLE, SEED, WARMUP, WHOLE_RUN, WINDOW, Findings, View
-from edgewatt.harness.api import Floats, Ints, Phase, Trace
+from edgewatt.harness.analysis_wiring import wiring
+from edgewatt.harness.api import Floats, Phase, Trace
+from edgewatt.harness.calibrated import calibration_of, in_words
 from edgewatt.harness.channels import roots
 from edgewatt.harness.energy import Energy, net, sum_of
 
 LOAD = "load"
+GAIN_UNTOLD = "the sensor's gain error is not published, so it is not in the bar"  # in a measurement's method
 CLOSURE = 0.02  # loops that add up to the whole within this agree well enough for any use
 
 
@@ -47,9 +50,11 @@ def metering(view: View, traces: Sequence[tuple[Trace, float]], found: Findings)
     for trace, bound_s in metered:
         if clock and trace.clock != clock and trace.facts.get("clock_of") != "harness":
             detail = f"its times are on the clock {trace.clock!r}, the phases' on {clock!r}, and nothing ties the two"
-            found.doubt(flags.CLOCK_SKEW, detail, trace.meter)
+            if not any(f.flag == flags.CLOCK_SKEW and f.meter == trace.meter for f in found.flags):  # a better reason
+                found.doubt(flags.CLOCK_SKEW, detail, trace.meter)
             continue
         sample_doubts(view, trace, found)
+        wiring(view, trace, found)
         if not roots(trace.channels):
             found.warnings.append(f"{trace.meter}: its channels contain each other, so no total is formed of them")
         for source in sources(trace, bound_s):
@@ -79,13 +84,14 @@ class _Figure:
     @staticmethod
     def of(source: Source, each: list[Energy]) -> _Figure:
         total = sum_of(each)
-        known = all(c.gain_error is not None for c in source.channels)
-        gain = "" if known else "; the sensor's gain error is not published, so it is not in the bar"
+        gain = "" if source.is_gain_told else f"; {GAIN_UNTOLD}"
         parts = dict(total.parts)
         if source.is_still:
             parts["quantisation"] = math.nan  # and with it the whole bar
             gain += "; its reading never changed and its step is unknown, so there is no error bar"
-        return _Figure(total.energy_j, parts, f"{source.name}: {total.method}{gain}")
+        told = calibration_of(source.trace)
+        by = f"; {in_words(told)}" if told and any(c.name == told["channel"] for c in source.channels) else ""
+        return _Figure(total.energy_j, parts, f"{source.name}: {total.method}{gain}{by}")
 
 
 def _part_figures(view: View, source: Source, found: Findings) -> None:
@@ -129,12 +135,18 @@ def _figures(view: View, source: Source, found: Findings) -> None:
         _gross(source, name, phases, each, found)
         if name in (IDLE, LOAD):
             continue
-        counts = view.counts(name)
-        is_per_item = name != WARMUP and counts.min() > 0
-        if is_per_item:
-            per_item[name] = _by_item(source, name, each, counts, found)
+        counts, tokens = view.counts(name), view.tokens(name, name)
+        pers = []  # what the energy is shared out over
+        if name != WARMUP and counts.min() > 0:
+            pers.append(_Per("inference", "items", counts.astype(np.float64)))
+        if name != WARMUP and tokens.min() > 0:
+            pers.append(_Per("token", "tokens", tokens.astype(np.float64)))
+        for per in pers:
+            value = _by(per, source, name, each, found)
+            if per.one == "inference":
+                per_item[name] = value
         if idles and name != WARMUP:
-            _net(source, name, phases, each, counts if is_per_item else None, idles, found)
+            _net(source, name, phases, each, pers, idles, found)
     _closure(view, source, per_item, found)
 
 
@@ -149,7 +161,8 @@ def _phase_energies(view: View, source: Source, name: str, found: Findings) -> l
             found.warnings.append(f"{source.meter}: no energy of {why}")
         return []
     voids = {WINDOW: flags.ENERGY_METRICS, IDLE: flags.NET_METRICS}.get(name, ())
-    is_skewed = clock_doubt(source, name, sum_of(each), found, voids)
+    # Of loading and warm-up nobody compares joules: what the clocks cost them is in their bars.
+    is_skewed = name not in (LOAD, WARMUP) and clock_doubt(source, name, sum_of(each), found, voids)
     return [] if is_skewed and name in looped(view) else each
 
 
@@ -180,14 +193,22 @@ def _gross(source: Source, name: str, phases: Sequence[Phase], each: list[Energy
     _put("power_w", total, float(seconds.sum()), "W", source, name, len(each), method, spread, found)
 
 
-def _by_item(source: Source, name: str, each: list[Energy], counts: Ints, found: Findings) -> tuple[float, float]:
-    """Energy per item, and its half-width but for the gain error, which is the same in all that the sensor sees."""
-    total = _Figure.of(source, each)
-    n = np.asarray(counts, np.float64)
-    spread, words = _spread([e.energy_j for e in each], n)
+@dataclass(frozen=True)
+class _Per:
+    """What energy is shared out over: `counts` (k,) of the items, or of the tokens, of each phase."""
+
+    one: str
+    many: str
+    counts: Floats
+
+
+def _by(per: _Per, source: Source, name: str, each: list[Energy], found: Findings) -> tuple[float, float]:
+    """Energy per item or token, and its half-width but for the gain error, the same in all that the sensor sees."""
+    total, n = _Figure.of(source, each), per.counts.sum()
+    spread, words = _spread([e.energy_j for e in each], per.counts)
     alone = "" if name == WINDOW else f", {name} looped alone"
-    method = f"{total.method}; sum of energies by sum of {n.sum():.0f} items{alone}{words}"
-    return _put("energy_per_inference_j", total, n.sum(), "J", source, name, int(n.sum()), method, spread, found)
+    method = f"{total.method}; sum of energies by sum of {n:.0f} {per.many}{alone}{words}"
+    return _put(f"energy_per_{per.one}_j", total, n, "J", source, name, int(n), method, spread, found)
 
 
 def _spread(amounts: Sequence[float], per: Floats) -> tuple[dict[str, float], str]:
@@ -214,7 +235,7 @@ def _put(
 
 
 def _net(
-    source: Source, name: str, phases: Sequence[Phase], each: list[Energy], counts: Ints | None,
+    source: Source, name: str, phases: Sequence[Phase], each: list[Energy], pers: Sequence[_Per],
     idles: list[tuple[Phase, Energy]], found: Findings,
 ) -> None:  # fmt: skip
     """Energy above idle: each phase's, less the mean power of the idles around it times its duration."""
@@ -238,11 +259,11 @@ def _net(
     spread, words = _spread(amounts, seconds_each)
     method = f"{figure.method}, by duration{words}"
     _put("power_net_w", figure, float(seconds_each.sum()), "W", source, name, len(each), method, spread, found)
-    if counts is not None:
-        n = np.asarray(counts, np.float64)
-        spread, words = _spread(amounts, n)
-        method = f"{figure.method}; by {n.sum():.0f} items{words}"
-        _put("energy_per_inference_net_j", figure, n.sum(), "J", source, name, int(n.sum()), method, spread, found)
+    for per in pers:
+        n = per.counts.sum()
+        spread, words = _spread(amounts, per.counts)
+        method = f"{figure.method}; by {n:.0f} {per.many}{words}"
+        _put(f"energy_per_{per.one}_net_j", figure, n, "J", source, name, int(n), method, spread, found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

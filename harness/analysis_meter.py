@@ -68,6 +68,16 @@ class Source:
         return any(not c.quantum and update_period(self.trace, c.name).fresh == 1 for c in self.channels)
 
     @property
+    def is_gain_told(self) -> bool:
+        """Whether the error bars hold the sensor's own gain error.
+
+        One that has another part there (rounding, a calibration's fit) tells as facts["gain_error_told"] None that its
+        own is not known.
+        """
+        is_told = self.trace.facts.get("gain_error_told", 0.0) is not None
+        return is_told and all(c.gain_error is not None for c in self.channels)
+
+    @property
     def renewal(self) -> str:
         """How often it gives a new reading, in words: it may be slower than it is read, never faster."""
         often = "" if self.update.known else " or less often"
@@ -125,6 +135,7 @@ def sample_doubts(view: View, trace: Trace, found: Findings) -> None:
     if isinstance(share, (bool, int, float)) and share > 0:
         detail = f"something fed the device beside its battery during {float(share):.1%} of the readings (limit: none)"
         found.doubt(flags.CHARGING, f"{detail}; unplug it", trace.meter)
+    _over_range(view, trace, found)
     for channel in trace.channels:
         if channel.quantity != "charging":
             continue
@@ -134,6 +145,22 @@ def sample_doubts(view: View, trace: Trace, found: Findings) -> None:
             detail = f"{channel.name}: {on[where].sum()} of {len(on[where])} readings in {where} say so (limit: none)"
             voids = flags.ENERGY_METRICS if where == WINDOW else flags.NET_METRICS
             found.doubt(flags.CHARGING, f"{detail}; unplug it", trace.meter, voids)
+
+
+def _over_range(view: View, trace: Trace, found: Findings) -> None:
+    """A meter that tells which of its samples were at its limit: what lay above is not in them."""
+    for channel in trace.channels:
+        if channel.quantity != "over_range":
+            continue
+        shares = {p: _readings(trace, channel.name, view.named(p)) for p in (WINDOW, IDLE)}
+        where = next((p for p in (WINDOW, IDLE) if (shares[p] > 0).any()), None)
+        if where:
+            detail = (
+                f"{channel.name}: {np.mean(shares[where]):.2%} of the samples in {where} were at the limit of the "
+                "meter's range (limit: none); use one with a wider range"
+            )
+            voids = flags.ENERGY_METRICS if where == WINDOW else flags.NET_METRICS
+            found.doubt(flags.OVER_RANGE, detail, trace.meter, voids)
 
 
 def _pace(trace: Trace, found: Findings) -> None:

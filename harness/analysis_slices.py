@@ -15,6 +15,7 @@ from edgewatt.harness.analysis_view import SEED, WINDOW, Findings, View
 from edgewatt.harness.api import Floats, Ints, Phase
 from edgewatt.harness.energy import minimum_window_s
 
+PER_TOKEN = "energy_per_token_j"
 OTHER = "other"  # the time of a window in none of its slices
 ALONG = ("gain", "clock")  # parts of the budget that go the same way in every slice of a phase
 
@@ -68,8 +69,8 @@ def partition(window: Phase, slices: Sequence[tuple[Floats, Floats]]) -> tuple[F
 
 
 def _median_length_s(view: View, name: str) -> float:
-    start, end = view.rows(WINDOW, name)
-    return float(np.median(end - start)) if len(start) else 0.0
+    seconds = view.spans(WINDOW, name).duration_s
+    return float(np.median(seconds)) if len(seconds) else 0.0
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ class _Shares:
 
 
 def _shares(view: View, source: Source, names: Sequence[str]) -> _Shares:
-    rows = [view.rows(WINDOW, name) for name in names]
+    spans = [view.spans(WINDOW, name) for name in names]
     each = []
     for k, window in enumerate(view.named(WINDOW)):
-        inside = [(start >= window.start_s - 1e-6) & (start < window.end_s) for start, _ in rows]
-        intervals, label = partition(window, [(s[i], e[i]) for (s, e), i in zip(rows, inside, strict=True)])
+        inside = [s.where((s.start_s >= window.start_s - 1e-6) & (s.start_s < window.end_s)) for s in spans]
+        intervals, label = partition(window, [(s.start_s, s.end_s) for s in inside])
         joules, budget = source.budget(intervals)
         each.append(_Shares(joules, budget, np.diff(intervals, axis=1)[:, 0], np.full(len(label), k), label))
     parts = dict.fromkeys(p for s in each for p in s.budget)
@@ -104,6 +105,7 @@ def _shares(view: View, source: Source, names: Sequence[str]) -> _Shares:
 
 def _share_out(view: View, source: Source, names: Sequence[str], found: Findings) -> None:
     shares, counts = _shares(view, source, names), view.counts(WINDOW).astype(np.float64)
+    tokens = {name: view.tokens(WINDOW, name).astype(np.float64) for name in names}
     mean_w = float(shares.joules.sum() / shares.seconds.sum())
     short = [n for n in view.item_phases() if n not in names]
     between = "time between the slices" + (f", with {', '.join(short)} (too short for this meter)" if short else "")
@@ -127,16 +129,18 @@ def _share_out(view: View, source: Source, names: Sequence[str], found: Findings
         method = f"{source.name}: {what}, {mine.sum()} slices of {len(counts)} windows"
         for metric, per, unit in (
             ("energy_j", None, "J"), ("power_w", seconds, "W"), ("energy_per_inference_j", counts, "J"),
+            (PER_TOKEN, tokens.get(name, np.zeros(1)), "J"),
         ):  # fmt: skip
             total = 1.0 if per is None else float(per.sum())
             if total <= 0:
                 continue
+            by = f", by {total:.0f} tokens" if metric == PER_TOKEN else ""
             parts = {p: v / total for p, v in budget.items()}
             if per is not None and len(per) > 1 and (per > 0).all():
                 parts["repeats"] = statistics.ratio_of_sums(joules, per, SEED)[1]
             found.measured(
-                metric, amount / total, math.hypot(*parts.values()), unit, f"{WINDOW}/{name}", int(mine.sum()), method,
-                source.meter, source.boundary, parts,
+                metric, amount / total, math.hypot(*parts.values()), unit, f"{WINDOW}/{name}",
+                int(total) if by else int(mine.sum()), method + by, source.meter, source.boundary, parts,
             )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from edgewatt.harness.analysis_view import SEED, WARMUP, WINDOW, Findings, View
 from edgewatt.harness.api import Floats
 
 QUANTILES = {"latency_s": 0.5, "latency_p90_s": 0.9, "latency_p99_s": 0.99}
+PREFILL, FIRST_TOKEN = "prefill", {"ttft_s": 0.5, "ttft_p90_s": 0.9, "ttft_p99_s": 0.99}  # of items that have one
 BURST_S = 1.0  # of work at the speed of a device that was idle before
 DRIFT = 0.05  # a latency or a power that moved by more than this within the window was not steady
 
@@ -65,31 +66,35 @@ def _latencies(view: View, found: Findings) -> None:
         if view.named(WINDOW):
             found.doubt(flags.FEW_SAMPLES, "no item was recorded in the windows", voids=flags.TIMING_METRICS)
         return
-    _quantiles(WINDOW, whole.by_interval(), "item, from the start of its first phase to its end", found)
+    quantiles(QUANTILES, WINDOW, whole.by_interval(), "item, from the start of its first phase to its end", found)
     phases = view.item_phases()
     for phase in phases if len(phases) > 1 else ():
-        start, end = view.rows(WINDOW, phase)
-        bounds = np.searchsorted(start, view.intervals(WINDOW)[1:, 0])
-        each = [d for d in np.split(end - start, bounds) if len(d)]
+        spans = view.spans(WINDOW, phase)  # all of a phase that has steps, so that the phases make up the item
+        each = [spans.duration_s[spans.interval == k] for k in np.unique(spans.interval)]
         if each:
-            _quantiles(phase, each, f"{phase} of every item of the windows", found)
-    _few(len(whole.start_s), len(view.named(WINDOW)), found)
+            quantiles(QUANTILES, phase, each, f"{phase} of every item of the windows", found)
+    metrics = QUANTILES | (FIRST_TOKEN if PREFILL in phases else {})
+    few(metrics, len(whole.start_s), "items", found)
+    _few_repeats(len(view.named(WINDOW)), found)
 
 
-def _quantiles(phase: str, by_window: Sequence[Floats], what: str, found: Findings) -> None:
+def quantiles(
+    metrics: Mapping[str, float], phase: str, by_window: Sequence[Floats], what: str, found: Findings
+) -> None:
+    """The quantile of each of `metrics` of values in seconds, those of each window apart; `what` they are."""
     every = np.concatenate(by_window)
-    for metric, q in QUANTILES.items():
+    for metric, q in metrics.items():
         value, items = statistics.quantile(every, q, SEED)
         parts = {"items": items}
         method = f"{100 * q:g} % quantile of {len(every)} values ({what}); bootstrap over items"
         if len(by_window) > 1:
-            parts["repeats"] = _between([statistics.quantile(d, q, SEED) for d in by_window])
+            parts["repeats"] = between([statistics.quantile(d, q, SEED) for d in by_window])
             method += f", and by how much more than that {len(by_window)} repeats differ"
         width = math.hypot(*parts.values())
         found.measured(metric, value, width, "s", phase, len(every), method, parts=parts)
 
 
-def _between(repeats: Sequence[tuple[float, float]]) -> float:
+def between(repeats: Sequence[tuple[float, float]]) -> float:
     """Half-width of the mean of `repeats` (value, half-width) by what they scatter beyond their own half-widths."""
     values = np.array([v for v, _ in repeats])
     within = np.mean([(w / 1.96) ** 2 for _, w in repeats])
@@ -99,12 +104,16 @@ def _between(repeats: Sequence[tuple[float, float]]) -> float:
     return statistics.mean_t(values)[1] * math.sqrt(1 - within / scatter)
 
 
-def _few(items: int, repeats: int, found: Findings) -> None:
-    short = {metric: needed_for(q) for metric, q in QUANTILES.items() if items < needed_for(q)}
+def few(metrics: Mapping[str, float], n: int, what: str, found: Findings) -> None:
+    """The flag `few_samples` for those of the quantiles `metrics` that n values do not tell."""
+    short = {metric: needed_for(q) for metric, q in metrics.items() if n < needed_for(q)}
     if short:
-        needs = ", ".join(f"{metric} needs {n}" for metric, n in short.items())
-        detail = f"the windows hold {items} items; {needs}: lengthen window_s or raise repeats"
+        needs = ", ".join(f"{metric} needs {least}" for metric, least in short.items())
+        detail = f"the windows hold {n} {what}; {needs}: lengthen window_s or raise repeats"
         found.doubt(flags.FEW_SAMPLES, detail, voids=tuple(short))
+
+
+def _few_repeats(repeats: int, found: Findings) -> None:
     if repeats == 1:
         detail = (
             "1 repeat: how far the figures would move from one repeat to the next is unknown; use repeats=3 or more"

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgewatt.harness import flags
+from edgewatt.harness import flags, pulses
+from edgewatt.harness.alignment import AlignmentError
+from edgewatt.harness.analysis_recording import aligned
 from edgewatt.harness.api import ClockOffset, Flag, Floats, Ints, Items, Measurement, Phase, Run, Trace
+from edgewatt.harness.calibrated import applied, calibration_of, in_full
 
 SEED = 20230  # of every bootstrap: the same raw samples give the same numbers, to the last digit
 WINDOW, WARMUP, IDLE = "window", "warmup", "idle"
@@ -78,6 +82,13 @@ class View:
             return np.array([p.items for p in phases], np.int64)
         return np.bincount(recorded.interval, minlength=len(phases)).astype(np.int64)
 
+    def tokens(self, part: str, phase: str) -> Ints:
+        """Tokens (k,) that one phase of the items worked on in each of the intervals of a part."""
+        steps = self.steps(part, phase)
+        found = np.zeros(len(self.named(part)), np.int64)
+        np.add.at(found, steps.interval, steps.tokens)
+        return found
+
     def item_phases(self) -> tuple[str, ...]:
         """The phases an item of the window is made of, in order of first occurrence."""
         part = _index(self.items.parts, WINDOW)
@@ -85,13 +96,49 @@ class View:
         firsts = {int(k): int(np.argmax(used == k)) for k in np.unique(used)}
         return tuple(self.items.names[k] for k in sorted(firsts, key=firsts.__getitem__))
 
-    def rows(self, part: str, phase: str) -> tuple[Floats, Floats]:
-        """Starts and ends (n,) of one phase of the items of one part, complete phases only, in order of time."""
-        i = self.items
-        mask = (i.part == _index(i.parts, part)) & (i.phase == _index(i.names, phase))
-        start, end = i.start_s[mask], i.end_s[mask]
-        inside = _containing(start, end, self.intervals(part)) >= 0
-        return start[inside], end[inside]
+    def steps(self, part: str, phase: str) -> Steps:
+        """Every step of one phase of the items of one part, in the intervals of that part alone."""
+        return steps_of(self.items, part, phase, self.intervals(part))
+
+    def spans(self, part: str, phase: str) -> Steps:
+        """The same with the steps of an item that follow one another taken together."""
+        return self.steps(part, phase).together()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of one phase in order of time; all arrays (n,).
+
+    `begun_s` is when the item began, `so_far` its tokens up to the step's end, over all its phases. `item` is a running
+    number over all repeats, `stretch` one for each unbroken row of steps, `interval` that of the interval they ran in.
+    """
+
+    start_s: Floats
+    end_s: Floats
+    begun_s: Floats
+    tokens: Ints
+    so_far: Ints
+    item: Ints
+    stretch: Ints
+    interval: Ints
+
+    @property
+    def duration_s(self) -> Floats:
+        return self.end_s - self.start_s
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Steps:
+        """Those for which `mask` (n,) holds."""
+        return Steps(*(getattr(self, f.name)[mask] for f in dataclasses.fields(self)))
+
+    def together(self) -> Steps:
+        """One for each stretch."""
+        first = np.flatnonzero(np.diff(self.stretch, prepend=-1))
+        if len(first) == len(self.stretch):
+            return self
+        last = np.append(first[1:], len(self.stretch)) - 1
+        tokens = np.add.reduceat(self.tokens, first)
+        kept = (c[first] for c in (self.item, self.stretch, self.interval))
+        return Steps(self.start_s[first], self.end_s[last], self.begun_s[first], tokens, self.so_far[last], *kept)
 
 
 @dataclass(frozen=True)
@@ -118,6 +165,8 @@ def view(run: Run, found: Findings) -> View:
     """
     phases = []
     for p in run.phases:
+        if p.phase == pulses.PULSE:  # they tie clocks together, and are nothing of the job
+            continue
         if not (np.isfinite(p.start_s) and np.isfinite(p.end_s) and p.end_s > p.start_s):
             found.warnings.append(f"{p.phase} of repeat {p.repeat} lasts {p.end_s - p.start_s:.3g} s; left out")
         elif _is_cut_off(p, run):
@@ -143,8 +192,8 @@ def _sane_items(items: Items, found: Findings) -> Items:
         found.warnings.append(f"{np.sum(~good)} of {len(items)} item phases end before they start; left out")
     order = np.flatnonzero(good)
     order = order[np.argsort(items.start_s[order], kind="stable")]
-    columns = {k: getattr(items, k)[order] for k in ("item", "picture", "phase", "part", "repeat", "start_s", "end_s")}
-    return dataclasses.replace(items, **columns)
+    names = ("item", "picture", "phase", "part", "repeat", "start_s", "end_s", "tokens")
+    return dataclasses.replace(items, **{k: getattr(items, k)[order] for k in names})
 
 
 def _whole_items(items: Items, part: str, intervals: Floats) -> WholeItems:
@@ -160,6 +209,28 @@ def _whole_items(items: Items, part: str, intervals: Floats) -> WholeItems:
     order = np.flatnonzero(within >= 0)
     order = order[np.argsort(start[order], kind="stable")]
     return WholeItems(start[order], end[order], within[order])
+
+
+def steps_of(items: Items, part: str, phase: str, intervals: Floats | None = None) -> Steps:
+    """The steps of one phase of the items of one part; within one of the `intervals` (k, 2), where these are given."""
+    mask = items.part == _index(items.parts, part)
+    of_phase, tokens = items.phase[mask], items.tokens[mask]
+    item = _runs(items.repeat[mask], items.item[mask])
+    so_far = np.cumsum(tokens)
+    first = np.searchsorted(item, item)  # row of each row's item
+    before = (so_far - tokens)[first]  # tokens of the items before
+    start, end = items.start_s[mask], items.end_s[mask]
+    interval = np.zeros(len(start), np.int64) if intervals is None else _containing(start, end, intervals)
+    every = Steps(start, end, start[first], tokens, so_far - before, item, _runs(item, of_phase), interval)
+    return every.where((of_phase == _index(items.names, phase)) & (interval >= 0))
+
+
+def _runs(*columns: Ints) -> Ints:
+    """A running number (n,) of the rows: a new one wherever one of the columns changes."""
+    changes = np.zeros(len(columns[0]), np.bool_)
+    for c in columns:
+        changes[1:] |= c[1:] != c[:-1]
+    return np.cumsum(changes)
 
 
 def _containing(start: Floats, end: Floats, intervals: Floats) -> Ints:
@@ -181,21 +252,37 @@ def on_device_clock(trace: Trace, run: Run, found: Findings) -> tuple[Trace, flo
     """The trace with its times on the clock of the run's phases, and the bound (s) of what that adds to each time.
 
     A meter of the device shares its clock. One that is read by the harness (facts["clock_of"] == "harness") is moved
-    by the measured offset. A meter that knows a bound of its own tells it as facts["clock_bound_s"].
+    by the measured offset; a recording ("recording") by the pulses in it, or not at all, and then its own clock stays
+    and a flag says why. A meter that knows a bound of its own tells it as facts["clock_bound_s"].
     Times that do not rise are left out.
     """
-    bound_s = float(trace.facts.get("clock_bound_s") or 0.0)
+    trace, delay_error_s = applied(trace)
+    bound_s = float(trace.facts.get("clock_bound_s") or 0.0) + delay_error_s
+    if told := calibration_of(trace):
+        found.warnings.append(in_full(trace.meter, told))
     t_s = trace.t_s
     if trace.facts.get("clock_of") == "harness":
         t_s = _to_device(t_s, run.clock_offset)
         bound_s += run.clock_offset.bound_s
+    elif trace.facts.get("clock_of") == "recording":
+        try:
+            trace, tied = aligned(trace, run)
+        except AlignmentError as error:
+            found.doubt(flags.CLOCK_SKEW, str(error), trace.meter)
+        else:
+            t_s, bound_s = trace.t_s, bound_s + tied.bound_s
+            if tied.note:
+                found.warnings.append(f"{trace.meter}: {tied.note}")
     rising = np.isfinite(t_s)
     rising[rising] = np.diff(np.maximum.accumulate(t_s[rising]), prepend=-np.inf) > 0
     if not rising.all():
         found.warnings.append(
             f"{trace.meter}: {np.sum(~rising)} of {len(t_s)} samples are not later than the one before; left out"
         )
-        return dataclasses.replace(trace, t_s=t_s[rising], values=trace.values[rising]), bound_s
+        facts = dict(trace.facts)
+        if "clock_starts" in facts:
+            facts["clock_starts"] = np.unique(np.r_[0, rising.cumsum()][facts["clock_starts"]]).tolist()
+        return dataclasses.replace(trace, t_s=t_s[rising], values=trace.values[rising], facts=facts), bound_s
     return (trace if t_s is trace.t_s else dataclasses.replace(trace, t_s=t_s)), bound_s
 
 

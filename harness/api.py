@@ -125,10 +125,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Items:
-    """When each phase of each item began and ended: one row per (item, phase), in order of time.
+    """When each phase of each item began and ended: one row per (item, phase, step), in order of time.
 
     All arrays have shape (n,). `names` are the phase names `phase` points into; `picture` is the index of the
     input; `part` is the name of the surrounding Phase (`warmup`, `window`, or an isolated phase's own name).
+    Most phases have one step; those of a decoder that writes token by token follow one another without a gap.
+    `tokens` is how many tokens a row worked on, 0 where they are not counted (left out: nowhere).
     """
 
     names: tuple[str, ...]
@@ -140,6 +142,13 @@ class Items:
     start_s: Floats
     end_s: Floats
     parts: tuple[str, ...] = ("window",)
+    tokens: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.item):
+            if self.tokens.any():
+                raise ValueError(f"{len(self.tokens)} rows of tokens, wanted {len(self.item)}")
+            object.__setattr__(self, "tokens", np.zeros(len(self.item), np.int64))  # none are none, however many
 
     @staticmethod
     def none() -> Items:
@@ -309,6 +318,7 @@ class Meter(ABC):
     channels: tuple[Channel, ...]
     period_s: float  # asked time between two samples
     clock: str = "boottime"
+    shares_clock: bool = True  # False: nothing ties its clock to the device's; the run plays pulses that do
     probe_s: float = 0.0  # how long it must be watched to see how often it refreshes, where a second does not do
 
     @classmethod
@@ -438,7 +448,8 @@ class Job:
     """What an agent executes: a runner (import path "module:Class", looked up on the device) and its parameters.
 
     `params` goes to the runner as it is; `item_count` distinct inputs; `item_phases` in the order of an item.
-    `isolate` are the item phases worth looping alone when the device has a power sensor.
+    `isolate` are the item phases worth looping alone when the device has a power sensor. Of a model that works on
+    tokens, `prefill` and `decode` among the phases give the time to the first token and the speed of both.
     `artefacts` name -> sha256 of every file the result depends on.
     `finish` is called with the folder of the outputs once it is here, and leaves what `Workload.score` reads: where the
     device's agent can only save the model's tensors, what follows them is done on the host.
@@ -494,6 +505,12 @@ class Runner(ABC):
     """The device's side of a workload, in the agent's process: loads a model and runs items. It never reads a clock.
 
     Made once per job as `Runner(params)`, where `params` is the job's; closed by the end of the process.
+    One that loads for long keeps an attribute `loaded` at the share that is done, 0 to 1.
+
+    Two of the facts that `load` may give have a meaning of their own. `costs`, phase -> {"macs": [c0, c1, c2],
+    "bytes": [b0, b1, b2]}: a step on t tokens, after which its item has k, takes c0 + c1 t + c2 t k multiplications
+    and moves b0 + b1 t + b2 k bytes (k: over all phases that count tokens; a phase that counts none: t = k = 0).
+    `read_bandwidth_bytes_per_s` and `read_bandwidth_error_bytes_per_s`: what the device's memory was measured to give.
     """
 
     @abstractmethod
@@ -502,13 +519,18 @@ class Runner(ABC):
 
     @abstractmethod
     def run(self, index: int, mark: Any) -> Any:
-        """Item `index` done whole, `mark(phase)` called at the start of each phase; its output, to be kept.
+        """Item `index` done whole, `mark(phase, tokens=0)` called at the start of each phase; its output, to be kept.
 
-        The end of the item is marked by the agent.
+        Marking the phase that runs already begins another step of it; `tokens` is how many a step works on: the
+        prompt's in `prefill`, one in each step of `decode`. The first token is out when `prefill` ends, so an item that
+        decodes none marks `decode` once with 0. The end of the item is marked by the agent.
         """
 
-    def run_phase(self, phase: str, index: int) -> None:
-        """One phase of item `index`, alone; called only for the job's `isolate`, after `run` has seen every item."""
+    def run_phase(self, phase: str, index: int) -> int | None:
+        """One phase of item `index`, alone; called only for the job's `isolate`, after `run` has seen every item.
+
+        How many tokens it worked on; None: they are not counted.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot run {phase} alone")
 
     @abstractmethod

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edgewatt.harness.api import Channel
 
-WIDEST_FIRST = ("wall", "dc-input", "battery", "board", "module", "package", "rails")
+WIDEST_FIRST = ("wall", "dc-input", "usb", "supply", "battery", "board", "module", "package", "rails")
 
 NAMED = 4  # parts of a sum that are named one by one
 

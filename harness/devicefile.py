@@ -9,6 +9,7 @@ port = "/dev/ttyACM0"
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ else:
     import tomli as tomllib
 
 RESERVED = ("kind", "address", "meters")
+ADDRESSES = ("port", "path", "address")  # what an attached meter's place may be called
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,44 @@ class Entry:
         return device
 
     def attached(self, device: Device, more: tuple[str, ...] = ()) -> list[Meter]:
-        """The meters wired by hand: those of the device file, then `more`, each "KIND:ADDRESS"."""
+        """The meters wired by hand: those of the device file, then `more`, each "KIND:ADDRESS[,KEY=VALUE]..."."""
         found = []
         for name, options in self.meters.items():
-            rest = {k: v for k, v in options.items() if k not in ("kind", "port", "address")}
-            address = str(options.get("port", options.get("address", "")))
+            rest = {k: v for k, v in options.items() if k not in ("kind", *ADDRESSES)}
+            address = next((str(options[k]) for k in ADDRESSES if k in options), "")
             meter = _attached(str(options["kind"]), device, address, rest)
-            meter.name = name
+            meter.name = _name(name)
             found.append(meter)
         for text in more:
-            kind, _, address = text.partition(":")
-            found.append(_attached(kind, device, address, {}))
+            kind, address, given = parsed(text)
+            name = given.pop("name", "")
+            meter = _attached(kind, device, address, given)
+            meter.name = _name(name or meter.name)
+            found.append(meter)
         return found
+
+
+def parsed(text: str) -> tuple[str, str, dict[str, str]]:
+    """Kind, address and options of "KIND:ADDRESS[,KEY=VALUE]..."; a comma without KEY= after it is no end.
+
+    UsageError for a key that is given twice.
+    """
+    kind, _, rest = text.partition(":")
+    address, *pairs = re.split(r",(?=[A-Za-z_][A-Za-z0-9_]*=)", rest)
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key in options:
+            raise UsageError(f"--meter {text}: {key} is given twice; leave one out")
+        options[key] = value
+    return kind, address, options
+
+
+def _name(name: str) -> str:
+    """The name of a meter; one with a slash would be taken for a channel's."""
+    if "/" in name:
+        raise UsageError(f"a meter is called {name!r}; wanted a name without a slash")
+    return name
 
 
 def _attached(name: str, device: Device, address: str, options: Mapping[str, Any]) -> Meter:

@@ -137,7 +137,8 @@ def energy(trace: Trace, channel: str, start_s: float, end_s: float, *, clock_bo
         channel: name of a channel of power (a gauge in W) or energy (a counter in J).
         start_s: start of the window on the trace's clock.
         end_s: end of the window.
-        clock_bound_s: how far the window's clock may be off against the trace's.
+        clock_bound_s: how far the window's clock may be off against the trace's; where the trace's facts tell rows at
+            which its clock was set anew (`clock_starts`), each stretch between two of them by itself.
 
     Raises:
         KeyError: the trace has no such channel.
@@ -147,7 +148,8 @@ def energy(trace: Trace, channel: str, start_s: float, end_s: float, *, clock_bo
     intervals = np.array([[start_s, end_s]])
     s = _checked(trace, channel, intervals)
     curve = Curve(s)
-    parts = {k: float(p[0]) for k, p in energy_error.of_intervals(curve, intervals, clock_bound_s).items()}
+    of_all = energy_error.of_intervals(curve, intervals, clock_bound_s, _breaks(trace))
+    parts = {k: float(p[0]) for k, p in of_all.items()}
     gaps = _gaps_within(s, intervals[0])
     coverage = float(_coverage(s, intervals)[0])
     if coverage <= 0:
@@ -182,7 +184,7 @@ def energies(trace: Trace, channel: str, intervals: npt.ArrayLike, *, clock_boun
     between = np.asarray(intervals, float).reshape(-1, 2)
     s = _checked(trace, channel, between)
     curve = Curve(s)
-    parts = energy_error.of_intervals(curve, between, clock_bound_s)
+    parts = energy_error.of_intervals(curve, between, clock_bound_s, _breaks(trace))
     return Energies(
         energy_j=curve.energy(between),
         uncertainty_j=np.sqrt(sum((p * p for p in parts.values()), np.zeros(len(between)))),
@@ -279,6 +281,12 @@ def _checked(trace: Trace, name: str, intervals: Floats) -> Samples:
             "start sampling before the first phase and stop it after the last"
         )
     return s
+
+
+def _breaks(trace: Trace) -> Floats:
+    """When the trace's clock was set anew, after its first row."""
+    rows = np.asarray(trace.facts.get("clock_starts") or (), np.int64)
+    return trace.t_s[rows[(rows > 0) & (rows < len(trace.t_s))]]
 
 
 def _coverage(s: Samples, intervals: Floats) -> Floats:

@@ -30,6 +30,9 @@ CLIMB, CUT = 0.1, 0.4
 FILLED = 0.75
 """Noise that smears rounding visits at least this share of the levels between its lowest and highest."""
 
+MOST_STEPS = 32
+"""Within a clock's bound so many shifts are looked at, or one for each update period if those are fewer."""
+
 LAGS = 6
 TURNS = np.arange(0.0, 1.6, 0.3)
 """Smooth power shows in the roughness as cosines of so many radians a sample (0: slow; 1.5: four samples a turn)."""
@@ -42,13 +45,13 @@ LEVEL_NOISE, LEVEL_JUMP = (6.0, -4.0, 1.0), (2.0, -1.0)
 SUM_NOISE, STEP_NOISE, SUM_JUMP = (6.0, -4.0, 1.0), (2.0, -1.0), (2 / 3, 1 / 6)
 
 
-def of_intervals(curve: Curve, intervals: Floats, clock_bound_s: float) -> dict[str, Floats]:
-    """The parts of the error bar of each of `intervals` (k, 2)."""
+def of_intervals(curve: Curve, intervals: Floats, clock_bound_s: float, breaks_s: Floats) -> dict[str, Floats]:
+    """The parts of the error bar of each of `intervals` (k, 2); at `breaks_s` the trace's clock was set anew."""
     if len(intervals) == 0:
         return {}
     parts = _sums(curve, intervals) if curve.samples.sums else _levels(curve, intervals)
     parts["gain"] = (curve.samples.channel.gain_error or 0.0) * np.abs(curve.energy(intervals))
-    parts["clock"] = _clock(curve, intervals, clock_bound_s)
+    parts["clock"] = _clock(curve, intervals, clock_bound_s, breaks_s)
     # Sums of doubles: 2^-52 of the largest number in them, once for each of up to a million samples.
     parts["rounding"] = 1e-9 * np.abs(curve.energy(intervals)) + 4e-16 * float(np.max(np.abs(curve.energy_j)))
     return parts
@@ -146,11 +149,12 @@ def _quantisation(curve: Curve, intervals: Floats, noise: float) -> Floats:
 def _gap(curve: Curve, intervals: Floats) -> Floats:
     """Gaps: what a straight line over as long a stretch misses elsewhere in the record, root mean square."""
     t, p, e, period_s = curve.t_s, curve.power_w, curve.energy_j, curve.samples.update.period_s
+    level = np.concatenate([p[:1], p]) if curve.samples.sums else p  # the reading at each sample
     missed = np.zeros(len(t))
     for k in np.flatnonzero(curve.h_s > GAP_PERIODS * period_s):
         stride = min(round(curve.h_s[k] / period_s), len(t) // 2)
         over = t[stride:] - t[:-stride]
-        elsewhere = (p[stride:] + p[:-stride]) / 2 - (e[stride:] - e[:-stride]) / over
+        elsewhere = (level[stride:] + level[:-stride]) / 2 - (e[stride:] - e[:-stride]) / over
         missed[k + 1] = np.mean(elsewhere**2) * curve.h_s[k] ** 2
     return np.asarray(K_ESTIMATED * np.sqrt(curve.between(missed, intervals)))
 
@@ -229,7 +233,10 @@ def _means(curve: Curve, rough: Floats, intervals: Floats) -> dict[str, Floats]:
     k = curve.interval(intervals)
     squares = curve.between(moved, intervals) + noise * duration_s / s.update.period_s
     squares += np.sum(_bent(curve, k, _share(curve, intervals, k)) + _beyond(curve, intervals), axis=1)
-    return {"edge": np.asarray(K_ESTIMATED * np.sqrt(squares)), "quantisation": s.quantum / 2 * duration_s}
+    parts = {"edge": np.asarray(K_ESTIMATED * np.sqrt(squares)), "quantisation": s.quantum / 2 * duration_s}
+    if curve.has_gaps:
+        parts["gap"] = _gap(curve, intervals)
+    return parts
 
 
 def _share(curve: Curve, t: Floats, k: Ints) -> Floats:
@@ -307,19 +314,47 @@ class _Laws:
         return np.stack([intervals[:, 0] - more_s, intervals[:, 1] + more_s], axis=1)
 
 
-def _clock(curve: Curve, intervals: Floats, bound_s: float) -> Floats:
-    """|dt| x |power inside - power outside| at each boundary, in quadrature."""
+def _clock(curve: Curve, intervals: Floats, bound_s: float, breaks_s: Floats) -> Floats:
+    """The most energy that moves at each boundary while it is shifted by up to +- bound_s, in quadrature.
+
+    Times that are off by as much everywhere shift the interval, and those off by more at one end than at the other
+    stretch it with its energy: either way a boundary costs what the power there is not the mean. At a break what comes
+    before was placed by itself and what comes after was: it costs as much as two boundaries there.
+    """
     if bound_s <= 0:
         return np.zeros(len(intervals))
-    span = max(bound_s, curve.samples.update.period_s)
-    step = _step(curve, intervals, intervals, span)
-    return np.asarray(bound_s * np.sqrt(np.sum(step**2, axis=1)))
+    mean_w = curve.energy(intervals) / (intervals[:, 1] - intervals[:, 0])
+    squares = np.sum(_moved(curve, intervals, mean_w[:, None], bound_s) ** 2, axis=1)
+    for t in breaks_s:
+        inside = (intervals[:, 0] < t) & (t < intervals[:, 1])
+        squares[inside] += 2 * _moved(curve, np.full(np.sum(inside), t), mean_w[inside], bound_s) ** 2
+    return np.asarray(np.sqrt(squares))
+
+
+def _moved(curve: Curve, t: Floats, mean_w: Floats, bound_s: float) -> Floats:
+    """The most energy, less that of the mean power, between each of the times and any shift of it by up to bound_s.
+
+    A load that swings faster than the bound costs most somewhere within it, not at its ends.
+    """
+    period_s = curve.samples.update.period_s
+    reach_s = max(bound_s, period_s)
+    steps = int(np.clip(np.ceil(reach_s / period_s), 1, MOST_STEPS))
+    largest = np.zeros(np.shape(t))
+    for share in np.arange(1, steps + 1) / steps:
+        before, after = _sides(curve, t, t, share * reach_s)
+        largest = np.maximum(largest, share * np.maximum(np.abs(before - mean_w), np.abs(after - mean_w)))
+    return np.asarray(bound_s * largest)
 
 
 def _step(curve: Curve, start_s: Floats, end_s: Floats, span_s: Floats | float) -> Floats:
     """Mean power over span_s after each of end_s less that before each of start_s, in W; 0 where a side is empty."""
+    before, after = _sides(curve, start_s, end_s, span_s)
+    return after - before
+
+
+def _sides(curve: Curve, start_s: Floats, end_s: Floats, span_s: Floats | float) -> tuple[Floats, Floats]:
+    """Mean power (W) over span_s before each of start_s and after each of end_s; the other's where one is empty."""
     before_s, after_s = np.minimum(span_s, start_s - curve.t_s[0]), np.minimum(span_s, curve.t_s[-1] - end_s)
-    before_j = curve.at(start_s) - curve.at(start_s - before_s)
-    after_j = curve.at(end_s + after_s) - curve.at(end_s)
-    is_between = (before_s > 0) & (after_s > 0)
-    return np.where(is_between, after_j / np.maximum(after_s, 1e-12) - before_j / np.maximum(before_s, 1e-12), 0.0)
+    before = (curve.at(start_s) - curve.at(start_s - before_s)) / np.maximum(before_s, 1e-12)
+    after = (curve.at(end_s + after_s) - curve.at(end_s)) / np.maximum(after_s, 1e-12)
+    return np.where(before_s > 0, before, after), np.where(after_s > 0, after, before)

@@ -25,11 +25,21 @@ HOT = "hot"
 SLOW_CLOCKS = "slow_clocks"
 LOW_BATTERY = "low_battery"
 SCREEN_ON = "screen_on"
+OVER_RANGE = "over_range"
+METERS_DISAGREE = "meters_disagree"
 
-TIMING_METRICS = ("latency_s", "latency_p90_s", "latency_p99_s", "throughput_fps")
-NET_METRICS = ("power_net_w", "energy_net_j", "energy_per_inference_net_j")
-ENERGY_METRICS = ("power_w", "energy_j", "energy_per_inference_j", *NET_METRICS)
-QUALITY_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_ap50_area", "voc_ap50_11point")
+TOKEN_METRICS = ("ttft_s", "ttft_p90_s", "ttft_p99_s", "tpot_s", "tpot_p90_s", "tpot_p99_s", "vision_s",
+                 "prefill_tokens_per_s", "decode_tokens_per_s", "flops_per_s", "bandwidth_bytes_per_s",
+                 "bandwidth_utilisation")  # fmt: skip
+TIMING_METRICS = ("latency_s", "latency_p90_s", "latency_p99_s", "throughput_fps", *TOKEN_METRICS)
+TOKEN_ENERGY_METRICS = ("energy_per_token_j", "energy_per_token_net_j")
+NET_METRICS = ("power_net_w", "energy_net_j", "energy_per_inference_net_j", TOKEN_ENERGY_METRICS[1])
+ENERGY_METRICS = ("power_w", "energy_j", "energy_per_inference_j", TOKEN_ENERGY_METRICS[0], *NET_METRICS)
+QUALITY_METRICS = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_ap50_area", "voc_ap50_11point",
+    "gqa_accuracy", "pope_f1", "pope_accuracy", "textvqa_accuracy", "scienceqa_image_accuracy", "scienceqa_accuracy",
+    "mme_perception", "mme_cognition", "mmbench_accuracy", "mmbench_vanilla_accuracy",
+)  # fmt: skip
 
 # flag -> (what it means, which metrics it makes unusable unless the flag itself says otherwise)
 _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -115,6 +125,14 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     SCREEN_ON: (
         "The screen was on when the run began; its power is in every joule that the battery gave.",
+        (),
+    ),
+    OVER_RANGE: (
+        "The meter was at the end of its range: the device may have drawn more than it can show.",
+        ENERGY_METRICS,
+    ),
+    METERS_DISAGREE: (
+        "Two meters of the same device show energies that differ by more than their error bars.",
         (),
     ),
     FEW_SAMPLES: (

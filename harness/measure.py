@@ -5,6 +5,7 @@ It does not save, plot or print.
 
 import contextlib
 import dataclasses
+import math
 import platform
 import secrets
 import shutil
@@ -18,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from edgewatt.harness import analysis, clocks, energy
+from edgewatt.harness import analysis, clocks, energy, pulses
+from edgewatt.harness.analysis_timing import needed_for
 from edgewatt.harness.api import (
     AgentProcess,
     Device,
     Exit,
+    Facts,
     Flag,
     HarnessError,
     Job,
@@ -43,6 +46,11 @@ SPARE = 1.1  # windows are so much longer than a sensor needs: what it does in t
 PROBE_S = 1.0  # how long a meter is watched before the run to see how often it refreshes
 GATE = "doubts_before"  # device fact: what was doubtful when the run began, which no raw sample tells again
 NOTES = "lengthened"  # in the spec: which windows were made longer, and why
+# Distributions that a number may depend on.
+_DEPENDED_ON = (
+    "edgewatt", "numpy", "scipy", "onnxruntime", "torch", "transformers", "tokenizers", "sentencepiece", "pillow",
+    "ncnn", "opencv-python-headless", "pycocotools",
+)  # fmt: skip
 RAW = "raw/"  # prefix of the outputs that the runner itself saved; `recompute` scores them again
 
 
@@ -58,11 +66,12 @@ class Protocol:
     warmup_min_s: float = 1.0
     warmup_max_s: float = 60.0
     steady_tolerance: float = 0.02  # relative change of block medians that still counts as steady
-    item_timeout_s: float = 120.0  # an item that takes longer is a hang
+    item_timeout_s: float = 120.0  # a step of an item (all of one that has no steps) that takes longer is a hang
     load_timeout_s: float = 600.0
     memory_limit_bytes: int | None = None
     affinity: tuple[int, ...] | None = None
     seed: int = 0
+    pattern: bool = False  # pulses before and after the job, that tie a recording's clock; always played for one
 
     def __post_init__(self) -> None:
         for name in ("idle_s", "isolated_s", "warmup_min_s"):
@@ -92,6 +101,7 @@ class Progress:
     repeats: int
     items: int
     share: float
+    tokens: int = 0  # in the item at hand
 
 
 def measure(
@@ -102,9 +112,13 @@ def measure(
     *,
     extra_meters: Sequence[Meter] = (),
     controls: Mapping[str, Any] | None = None,
+    calibrations: Callable[[Facts], Mapping[str, Facts]] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Run:
     """One finished run. Files it leaves (outputs) lie in `into` until somebody stores them.
+
+    `calibrations` gives, of what the device says of itself, what is to be applied to which meter (meter ->
+    facts["calibration"]); the samples stay raw, the analysis applies it.
 
     Raises UsageError when nothing could be started (parameters, input, controls). Everything after that, an
     interrupt too, ends in a Run with its error.
@@ -124,6 +138,9 @@ def measure(
         software=software(),
         artefacts=dict(job.artefacts),
     )
+    calibrated = dict(calibrations(run.device)) if calibrations else {}
+    if calibrated:
+        run = dataclasses.replace(run, spec={**run.spec, "calibrated": calibrated})
     record = Record(clock=device.clock)
     notes: list[str] = []
     error: RunError | None = None
@@ -138,12 +155,17 @@ def measure(
             doubts = [dataclasses.asdict(f) for f in gate]
             run = dataclasses.replace(run, device={**run.device, GATE: doubts}, flags=gate)
             meters = _apart([*device.meters(), *extra_meters])
-            window_s, isolated_s, longer = _windows(meters, protocol)
+            window_s, isolated_s, longer = _windows(meters, protocol, extra_meters)
             notes += longer
             run = dataclasses.replace(run, spec={**run.spec, NOTES: notes})
             before = device.clock_offset()
+            has_pulses = protocol.pattern or not all(m.shares_clock for m in meters)
             with session.sampled(meters):
+                if has_pulses:
+                    session.pulse(0, run.id)
                 session.execute(window_s, isolated_s if any(map(_measures_energy, meters)) else 0.0)
+                if has_pulses:
+                    session.pulse(1, run.id)
             after = device.clock_offset()
             if after.at_s > before.at_s:  # a device on the harness's own clock has nothing to draw a line through
                 run = dataclasses.replace(run, clock_offset=clocks.line(before, after))
@@ -165,7 +187,7 @@ def measure(
         engine={**record.engine, "steady": record.steady},
         phases=record.phases,
         items=record.items,
-        traces=session.traces,
+        traces=tuple(_told(t, calibrated) for t in session.traces),
         error=error,
     )
     try:
@@ -175,6 +197,12 @@ def measure(
         kind = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
         run = dataclasses.replace(run, error=error or RunError(kind, str(message)))
         return conclude(run, workload, None, into, gate, notes)
+
+
+def _told(trace: Trace, calibrated: Mapping[str, Facts]) -> Trace:
+    """The trace with what is to be applied to it among its facts."""
+    told = calibrated.get(trace.meter)
+    return dataclasses.replace(trace, facts={**trace.facts, "calibration": dict(told)}) if told else trace
 
 
 def watched(meter: Meter, seconds: float, periods: int = 5) -> Trace:
@@ -226,7 +254,7 @@ def recompute(run: Run, workload: Workload, into: Path) -> Run:
 def software() -> dict[str, str]:
     """Versions of what a number may depend on, by distribution name."""
     found = {"python": platform.python_version()}
-    for name in ("edgewatt", "numpy", "scipy", "onnxruntime", "torch", "ncnn", "opencv-python-headless", "pycocotools"):
+    for name in _DEPENDED_ON:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -269,6 +297,29 @@ class _Session:
     def _stop(self, meter: Meter) -> None:
         self.traces = (*self.traces, meter.stop())
 
+    def pulse(self, end: int, run: str) -> None:
+        """Plays the pattern of one end of that run; _EndedError if it cannot be played."""
+        steps = pulses.steps(end, run)
+        process = self._device.start("pulse", {"steps": [list(s) for s in steps]})
+        record, played, error = self._record, 0, None
+        busy = sum(workers != 0 for _, workers in steps)
+        try:
+            for event in process.events(silence_s=30.0):
+                if event.get("event") == "phase":
+                    record.take({**event, "repeat": end})
+                    played += 1
+                elif event.get("event") == "error":
+                    error = event.get("message")
+                self._progress(Progress(pulses.PULSE, 0, self._protocol.repeats, 0, played / busy))
+        except TimeoutError:
+            error = "nothing was heard for 30 s"
+        finally:
+            process.stop()
+        if played < busy:
+            place = "before" if end == 0 else "after"
+            why = error or "it was ended"
+            raise _EndedError(RunError("failed", f"the pulses {place} the job, {played} of {busy} played: {why}"))
+
     def execute(self, window_s: float, isolated_s: float) -> None:
         """Runs the job to its end; _EndedError with the reason if it does not get there."""
         p = self._protocol
@@ -287,7 +338,7 @@ class _Session:
                 "window_s": window_s,
                 "isolated_s": isolated_s,
                 "max_window_s": 86400.0,  # every picture is seen once, however many there are
-                "min_items": 1,
+                "min_items": math.ceil(needed_for(0.5) / p.repeats),  # so that there is a median to tell
                 "steady": {**steady, "nodes": [dict(n) for n in self._device.steady_nodes()]},
                 "load_limit_s": p.load_timeout_s,
                 "item_limit_s": p.item_timeout_s,
@@ -314,12 +365,15 @@ class _Session:
                 where = (record.stage, record.repeat, record.items_done, len(record.phases))
                 if where != progressed:
                     progressed, at = where, time.monotonic()
+                if event.get("event") == "alive":  # a long item makes progress step by step
+                    at = max(at, time.monotonic() - record.step_s)
                 # The agent ends a hang itself and says where it hangs; this is for one that cannot any more.
                 limits_s = {"load": p.load_timeout_s, "save": p.load_timeout_s, "idle": p.idle_s}
                 limit_s = limits_s.get(record.stage, p.item_timeout_s) + 15
                 if time.monotonic() - at > limit_s:
                     raise _EndedError(_hang(record, limit_s))
-                self._progress(Progress(record.stage, record.repeat, p.repeats, record.items_done, record.share))
+                done = (record.items_done, record.share, record.tokens_done)
+                self._progress(Progress(record.stage, record.repeat, p.repeats, *done))
         except TimeoutError as error:
             raise _EndedError(_hang(record, 30.0)) from error
 
@@ -385,25 +439,30 @@ def _measures_energy(meter: Meter) -> bool:
     return any(c.is_energy for c in meter.channels)
 
 
-def _windows(meters: Sequence[Meter], protocol: Protocol) -> tuple[float, float, list[str]]:
+def _windows(meters: Sequence[Meter], protocol: Protocol, attached: Sequence[Meter]) -> tuple[float, float, list[str]]:
     """Window and isolated-phase length that the slowest energy meter supports, and what was changed for it."""
     window_s, isolated_s = protocol.window_s, protocol.isolated_s
     notes: list[str] = []
     for meter in filter(_measures_energy, meters):
+        if not meter.shares_clock:  # a recording is there only after the run
+            continue
         trace = watched(meter, PROBE_S)
         for channel in roots(trace.channels):
             if np.isfinite(trace.column(channel.name)).sum() < 2:
                 continue  # a channel that is silent in the run as well gets a flag there
             update = energy.update_period(trace, channel.name)
-            if not update.known:
-                continue
-            needed_s = SPARE * energy.minimum_window_s(update.period_s)
+            period_s = update.period_s
+            if not update.known:  # a steady power hides it; a slow meter in the supply line tells what it is
+                if meter not in attached or not channel.age_s:
+                    continue
+                period_s = max(period_s, channel.age_s)
+            needed_s = SPARE * energy.minimum_window_s(period_s)
             longer_s = min(needed_s, protocol.max_window_s)
             if longer_s > window_s:
                 window_s = longer_s
                 most = " (max_window_s)" if longer_s < needed_s else ""
                 notes.append(
-                    f"{meter.name}/{channel.name} refreshes every {update.period_s:.3g} s, so windows last "
+                    f"{meter.name}/{channel.name} refreshes every {period_s:.3g} s, so windows last "
                     f"{window_s:.3g} s{most} instead of {protocol.window_s:.3g} s"
                 )
             if isolated_s:

@@ -12,13 +12,15 @@ WORDS = {
     "idle": "idle power",
     "warmup": "warming up until steady",
     "window": "measuring",
+    "pulse": "pulses for the recording",
 }
 
 
 def in_words(step: Progress) -> str:
     """The stage a run is in, for a person."""
     what = WORDS.get(step.stage, f"{step.stage} alone")
-    return f"{what} (repeat {step.repeat + 1} of {step.repeats})" if step.stage not in ("prepare", "load") else what
+    is_once = step.stage in ("prepare", "load", "pulse")
+    return what if is_once else f"{what} (repeat {step.repeat + 1} of {step.repeats})"
 
 
 @contextlib.contextmanager
@@ -44,15 +46,21 @@ def shown(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[items]}"))
-    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    times = (TimeElapsedColumn(), TextColumn("to go"), TimeRemainingColumn())
+    with Bar(*columns, *times, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=1.0, items="")
+        stage = ""
 
         def show(step: Progress) -> None:
-            items = f"{step.items} items" if step.items else ""
-            bar.update(task, description=in_words(step), completed=min(step.share, 1.0), items=items)
+            nonlocal stage
+            if in_words(step) != stage:  # the time to go is that of the stage in hand
+                stage = in_words(step)
+                bar.reset(task)
+            items = ", ".join(f"{n} {of}" for n, of in ((step.items, "items"), (step.tokens, "tokens")) if n)
+            bar.update(task, description=stage, completed=min(step.share, 1.0), items=items)
 
         yield show

@@ -5,12 +5,16 @@ Everything is seeded: the same values give the same bar. Half-widths are those o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from edgewatt.harness.api import Floats
+from edgewatt.harness.api import Floats, Ints
 
 RESAMPLES = 1000
+MOST_RANKS = 1000  # that a bootstrap of groups tells apart
+MOST_DRAWN = 10_000_000  # indices of a bootstrap held at once
 
 
 def quantile(values: npt.ArrayLike, q: float, seed: int) -> tuple[float, float]:
@@ -60,10 +64,49 @@ def ratio_of_sums(numerators: npt.ArrayLike, denominators: npt.ArrayLike, seed: 
     ratio = float(a.sum() / b.sum())
     if n == 1:
         return ratio, float("nan")
-    pick = np.random.default_rng(seed).integers(0, n, (RESAMPLES * 2, n))
-    draws = a[pick].sum(axis=1) / b[pick].sum(axis=1)
+    random = np.random.default_rng(seed)
+    draws = np.concatenate([a[pick].sum(axis=1) / b[pick].sum(axis=1) for pick in _picks(random, n, RESAMPLES * 2)])
     # The interval's half-width, from the draws' spread: with n = 3 the draws take ten values, too few for quantiles.
-    return ratio, float(_t(n - 1) * np.std(draws) * np.sqrt(n / (n - 1)))
+    return ratio, float(student(n - 1) * np.std(draws) * np.sqrt(n / (n - 1)))
+
+
+def quantiles_of_groups(
+    values: npt.ArrayLike, groups: npt.ArrayLike, qs: Sequence[float], seed: int
+) -> list[tuple[float, float]]:
+    """As `quantile`, for each of `qs`, of values (n,) that come in `groups` (n,) and resemble each other in one.
+
+    Such as the steps of an item: whole groups are drawn, and few of them are corrected for as in `ratio_of_sums`.
+    Of many values the draws are known to a thousandth of their ranks. NaN for the half-width where there is one group.
+    """
+    x, of = np.asarray(values, float), np.asarray(groups)
+    order = np.argsort(x, kind="stable")
+    x = x[order]
+    found = [float(np.quantile(x, q)) if len(x) else float("nan") for q in qs]
+    named, of = np.unique(of[order], return_inverse=True)
+    k = len(named)
+    if k < 2:
+        return [(value, float("nan")) for value in found]
+    # How many values of each group lie between one rank and the next, and the value half-way between the two.
+    ranks = np.unique(np.linspace(0, len(x), min(len(x), MOST_RANKS) + 1).astype(np.int64))
+    place = np.searchsorted(ranks, np.arange(len(x)), side="right") - 1
+    bins = len(ranks) - 1
+    counts = np.bincount(of * bins + place, minlength=k * bins).reshape(k, bins).astype(float)
+    middle = x[(ranks[:-1] + ranks[1:] - 1) // 2]
+    draws: list[Floats] = []
+    for pick in _picks(np.random.default_rng(seed), k, RESAMPLES):
+        rows = len(pick)
+        times = np.bincount((pick + k * np.arange(rows)[:, None]).ravel(), minlength=rows * k).reshape(rows, k)
+        below = np.cumsum(times @ counts, axis=1)
+        draws.append(np.array([middle[(below < q * below[:, -1:]).sum(axis=1)] for q in qs]))
+    widths = student(k - 1) * np.std(np.concatenate(draws, axis=1), axis=1) * np.sqrt(k / (k - 1))
+    return list(zip(found, map(float, widths), strict=True))
+
+
+def _picks(random: np.random.Generator, n: int, rows: int) -> Iterator[Ints]:
+    """Draws (k, n) with replacement out of n, `rows` in all, some at a time where they would fill the memory."""
+    at_once = max(1, MOST_DRAWN // n)
+    for first in range(0, rows, at_once):
+        yield random.integers(0, n, (min(at_once, rows - first), n))
 
 
 def mean_t(values: npt.ArrayLike) -> tuple[float, float]:
@@ -74,7 +117,7 @@ def mean_t(values: npt.ArrayLike) -> tuple[float, float]:
         return float("nan"), float("nan")
     if n == 1:
         return float(x[0]), float("nan")
-    return float(np.mean(x)), float(_t(n - 1) * np.std(x, ddof=1) / np.sqrt(n))
+    return float(np.mean(x)), float(student(n - 1) * np.std(x, ddof=1) / np.sqrt(n))
 
 
 def _finite(values: npt.ArrayLike) -> Floats:
@@ -87,7 +130,7 @@ def _half_width(draws: Floats) -> float:
     return float((high - low) / 2)
 
 
-def _t(freedom: int) -> float:
+def student(freedom: int) -> float:
     """The 97.5 % quantile of Student's t."""
     from scipy.special import stdtrit  # here: scipy takes its time to import, and the command line imports this
 

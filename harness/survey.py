@@ -81,6 +81,8 @@ def in_words(found: Sequence[dict[str, Any]]) -> str:
             continue
         for meter in device["meters"]:
             for c in meter["channels"]:
+                if c["quantity"] == "time":  # kept with the samples, of no use to a reader
+                    continue
                 lines.append(f"  {meter['meter']}/{c['name']}: {c['supports']}")
         lines += [f"  {reason}" for reason in device["absent"]]
         if not device["has_energy"]:
@@ -89,6 +91,12 @@ def in_words(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _watched(meter: Meter, seconds: float) -> dict[str, Any]:
+    if not meter.shares_clock:  # a recording comes with a run
+        channels = [{"name": c.name, "quantity": c.quantity, "unit": c.unit, "kind": c.kind, "boundary": c.boundary,
+                     "covers": c.covers, "is_energy": c.is_energy, "last": None, "update_period_s": None,
+                     "minimum_window_s": None, "supports": f"{c.quantity} of {c.covers}, recorded during a run"}
+                    for c in meter.channels]  # fmt: skip
+        return {"meter": meter.name, "clock": meter.clock, "rate_hz": None, "gap_p99_s": None, "channels": channels}
     # How often it refreshes matters of energy alone; what is read every few seconds is not waited for.
     trace = watched(meter, seconds, 5 if any(c.is_energy for c in meter.channels) else 0)
     return {
@@ -114,7 +122,7 @@ def _channel(trace: Trace, k: int) -> dict[str, Any]:
         "last": float(seen[-1]) if len(seen) else None,
         "update_period_s": None,
         "minimum_window_s": None,
-        "supports": f"{channel.quantity} of {channel.covers}",
+        "supports": f"{channel.quantity.replace('_', ' ')} of {channel.covers}",
     }
     if not channel.is_energy:
         return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgewatt.harness.analysis_energy import GAIN_UNTOLD
 from edgewatt.harness.api import Measurement, Run
 from edgewatt.reports import colours, conclusions, metrics
 from edgewatt.reports.conclusions import Result
@@ -134,7 +135,8 @@ def budget(r: Result) -> Bar | None:
         words, colour = _CAUSES.get(cause, (cause.replace("_", " "), colours.BLACK))
         parts.append(Part(words, w * w / total, format_half_width(w, m.unit), colour))
     # None of it is no claim that the sensor is exact.
-    note = "No gain error is stated for this sensor, so none is in the bar." if widths.get("gain") == 0 else ""
+    is_untold = widths.get("gain") == 0 or GAIN_UNTOLD in m.method
+    note = "No gain error of its own is stated for this sensor, so none is in the bar." if is_untold else ""
     return Bar(f"{r.label}, {_of(m)}", str(r.quantity), tuple(parts), note, r.void_reason)
 
 

@@ -12,6 +12,7 @@ SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 _PHASES = {
     "idle": GREY,
     "load": "#B08D57",
+    "pulse": VERMILLION,
     "warmup": ORANGE,
     "window": BLUE,
     "preprocess": SKY,

@@ -10,11 +10,18 @@ from edgewatt.harness.api import Flag, Measurement, Run
 from edgewatt.reports import metrics
 from edgewatt.reports.numbers import Quantity, quantity
 
-# From what holds everything to what holds a part; where one device has several meters, the widest is its headline.
-BOUNDARIES = ("wall", "dc-input", "battery", "board", "module", "package", "rails", "")
+# From what holds everything to what holds a part; where one device has several meters of its own, the widest is its
+# headline. One in the supply line (an external meter) comes before all of them.
+BOUNDARIES = ("wall", "dc-input", "usb", "supply", "battery", "board", "module", "package", "rails", "")
 
 ENERGY, ENERGY_NET = "energy_per_inference_j", "energy_per_inference_net_j"
+ENERGY_TOKEN = "energy_per_token_j"
+# The number that stands for the quality of a run, by what it was run on.
+QUALITY = ("ap", "gqa_accuracy", "textvqa_accuracy", "scienceqa_image_accuracy", "pope_f1", "mme_perception",
+           "mmbench_accuracy")  # fmt: skip
 _WHOLE = ("window", "run", "")  # phases of figures that speak of whole items while they are worked on
+_DECODE = ("window/decode", "decode")  # and of tokens: in the items, or of decoding looped alone
+_OF_TOKENS = (ENERGY_TOKEN, "energy_per_token_net_j", "bandwidth_utilisation")
 LATENCY = ("latency_s", "latency_p50_s")  # the median, under either name
 
 
@@ -91,9 +98,12 @@ def _marks(run: Run, m: Measurement) -> Iterator[str]:
 
 
 def doubts(run: Run) -> list[Doubt]:
-    """The flags of a run in words, those that void something first."""
+    """The flags of a run in words, those that void something first; of what is void figures of tokens are named only
+    where there are any."""
     ordered = sorted(run.flags, key=lambda f: not f.voids)
-    return [Doubt(f.flag, _meaning(f.flag), f.detail, _labels(f.voids), f.meter) for f in ordered]
+    absent = {*flags.TOKEN_METRICS, *flags.TOKEN_ENERGY_METRICS} - {m.metric for m in run.measurements}
+    voids = [tuple(v for v in f.voids if v not in absent) for f in ordered]
+    return [Doubt(f.flag, _meaning(f.flag), f.detail, _labels(v), f.meter) for f, v in zip(ordered, voids, strict=True)]
 
 
 def _meaning(flag: str) -> str:
@@ -109,15 +119,28 @@ def breadth(boundary: str) -> int:
     return BOUNDARIES.index(boundary) if boundary in BOUNDARIES else len(BOUNDARIES)
 
 
+def is_external(run: Run, meter: str) -> bool:
+    """Whether a figure's meter is one that was wired into the device's supply line: trusted before its own sensors."""
+    return any("wiring" in t.facts and (meter == t.meter or meter.startswith(f"{t.meter}/")) for t in run.traces)
+
+
 def whole(run: Run, metric: str) -> list[Result]:
-    """The results of one metric that speak of whole items (not of one of their phases, nor of idle), the widest
-    boundary first."""
-    found = [r for r in results(run) if r.measurement.metric == metric and r.measurement.phase in _WHOLE]
-    return sorted(found, key=lambda r: breadth(r.measurement.boundary))
+    """The results of one metric that speak of whole items (not of one of their phases, nor of idle), or of the tokens
+    that were decoded: those of external meters first, and of each tier the widest boundary first."""
+    phases = _DECODE if metric in _OF_TOKENS else _WHOLE
+    found = [r for r in results(run) if r.measurement.metric == metric and r.measurement.phase in phases]
+    return sorted(
+        found,
+        key=lambda r: (
+            not is_external(run, r.measurement.meter),
+            breadth(r.measurement.boundary),
+            phases.index(r.measurement.phase) if phases is _DECODE else 0,
+        ),
+    )
 
 
 def best(run: Run, metric: str, meter: str | None = None) -> Result | None:
-    """The result to show for a metric: valid before voided, then the widest boundary; of `meter` if that is given."""
+    """The result to show for a metric: valid before voided, then as `whole` has them; of `meter` if that is given."""
     found = [r for r in whole(run, metric) if meter is None or r.measurement.meter == meter]
     return min(found, key=lambda r: not r.is_valid, default=None)
 
@@ -160,11 +183,18 @@ def headline(run: Run) -> list[Tile]:
     tiles.append(Tile("Latency, median", latency, lesser("latency_p90_s", "latency_p99_s"), "" if latency else absent))
     throughput = best(run, "throughput_fps")
     tiles.append(Tile("Throughput", throughput, (), "" if throughput else absent))
+    first, decoding, token = best(run, "ttft_s"), best(run, "decode_tokens_per_s"), best(run, ENERGY_TOKEN, meter)
+    if first:
+        tiles.append(Tile("Time to first token, median", first, lesser("ttft_p90_s", "vision_s")))
+    if decoding:
+        tiles.append(Tile("Decoding speed", decoding, lesser("prefill_tokens_per_s", "bandwidth_utilisation")))
+    if token:
+        tiles.append(Tile("Energy per token decoded", token, lesser("energy_per_token_net_j", of=meter)))
     if power:
         tiles.append(Tile("Power, gross", power, (*lesser("power_net_w", of=meter), *idle_power(run, meter))))
-    quality = best(run, "ap")
+    quality = next((r for k in QUALITY if (r := best(run, k))), None)
     if quality:
-        tiles.append(Tile("AP", quality, lesser("ap50")))
+        tiles.append(Tile(quality.label, quality, lesser("ap50")))
     return tiles
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _QUANTILES = (0.5, 0.9, 0.99)
 _MEDIAN_WORDS = "median of each fiftieth of a window"
 _TAIL = 0.995  # a histogram ends where this share of the items is; what lies beyond is counted in words
+_SPARSE = 200  # so few items are drawn as dots that can be seen one by one
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,9 @@ def drift_chart(found: Latencies, origin_s: float) -> tuple[Chart, Drawn]:
     factor, unit = numbers.axis(float(np.quantile(found.latency_s, _TAIL)), "s")
     made = charts.chart("Time since the run began (s)", numbers.titled("Latency", unit), height=260)
     data = {"x": np.float32(points.x), "y": np.float32(points.y * factor)}
-    dots = made.scatter(source=data, x="x", y="y", size=3, color=colours.BLUE, alpha=0.4, line_color=None,
-                        name="items")  # fmt: skip
+    is_sparse = len(points.x) <= _SPARSE
+    dots = made.scatter(source=data, x="x", y="y", size=8 if is_sparse else 3, color=colours.BLUE,
+                        alpha=0.8 if is_sparse else 0.4, line_color=None, name="items")  # fmt: skip
     made.line(line.x, line.y * factor, color=colours.VERMILLION, line_width=2, name="medians")
     charts.hover(made, [("Time", "@x{0.000} s"), ("Latency", f"@y{{0.00}} {unit}")], renderers=[dots])
     keys = (Key("an item", colours.BLUE, "items", "dot"), Key(_MEDIAN_WORDS, colours.VERMILLION, "medians"))
@@ -209,7 +211,9 @@ def draw_drift(axes: Axes, found: Latencies, origin_s: float) -> None:
     """Latency over time."""
     points, line = over_time(found, origin_s)
     factor, unit = numbers.axis(float(np.quantile(found.latency_s, _TAIL)), "s")
-    axes.plot(points.x, points.y * factor, ".", markersize=1.5, alpha=0.35, color=colours.BLUE, rasterized=True)
+    is_sparse = len(points.x) <= _SPARSE
+    size, alpha = (6.0, 0.8) if is_sparse else (1.5, 0.35)
+    axes.plot(points.x, points.y * factor, ".", markersize=size, alpha=alpha, color=colours.BLUE, rasterized=True)
     axes.plot(line.x, line.y * factor, color=colours.VERMILLION, label=_MEDIAN_WORDS)
     axes.set_xlabel("Time since the run began (s)")
     axes.set_ylabel(numbers.titled("Latency", unit))

@@ -10,7 +10,8 @@ def table(rows: Iterable[Row]) -> str:
     """The runs of a list, a line each; one line that says so where there are none."""
     lines = [("run", "date", "workload", "device", "parameters", "state")]
     for r in rows:
-        spec = [f"{k}={r.spec[k]}" for k in ("variant", "size", "engine", "weights") if r.spec.get(k) is not None]
+        keys = ("variant", "precision", "dataset", "size", "engine", "weights")
+        spec = [f"{k}={r.spec[k]}" for k in keys if r.spec.get(k) not in (None, "", 0)]
         lines.append((r.id, r.created_utc[:19], r.workload, r.device_name, " ".join(spec), _state(r)))
     return columns(lines, indent="") if len(lines) > 1 else "no runs"
 

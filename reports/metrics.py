@@ -14,6 +14,14 @@ _WORDS = {
     "power_w": ("Power", "Energy"),
     "power_net_w": ("Power, net of idle", "Energy"),
     "idle_power_w": ("Idle power", "Energy"),
+    "meter_ratio": ("Ratio of two meters", "Energy"),
+    "meter_lag_s": ("Lag between two meters", "Energy"),
+    "calibration_gain": ("Gain", "Energy"),
+    "calibration_offset_w": ("Offset", "Energy"),
+    "calibration_delay_s": ("Delay of the sensor", "Energy"),
+    "calibration_averaging_s": ("Averaging window of the sensor", "Energy"),
+    "calibration_scatter_w": ("Scatter that is left", "Energy"),
+    "calibration_nonlinearity_w": ("Off the line, at most", "Energy"),
     "latency_s": ("Latency, median", "Speed"),
     "latency_p50_s": ("Latency, median", "Speed"),
     "latency_p90_s": ("Latency, p90", "Speed"),
@@ -22,11 +30,24 @@ _WORDS = {
     "first_latency_s": ("Latency of the very first item", "Speed"),
     "burst_latency_s": ("Latency in the first second of work", "Speed"),
     "duration_s": ("Duration", "Speed"),
-    "ttft_s": ("Time to first token", "Speed"),
-    "vision_s": ("Vision encoding", "Speed"),
+    "ttft_s": ("Time to first token, median", "Speed"),
+    "ttft_p90_s": ("Time to first token, p90", "Speed"),
+    "ttft_p99_s": ("Time to first token, p99", "Speed"),
+    "vision_s": ("Vision encoding, median", "Speed"),
     "prefill_tokens_per_s": ("Prefill speed", "Speed"),
     "decode_tokens_per_s": ("Decoding speed", "Speed"),
+    "tpot_s": ("Time per token decoded, median", "Speed"),
+    "tpot_p90_s": ("Time per token decoded, p90", "Speed"),
+    "tpot_p99_s": ("Time per token decoded, p99", "Speed"),
+    "prefill_tokens": ("Tokens of a prompt, mean", "Speed"),
+    "decode_tokens": ("Tokens decoded after the first, mean", "Speed"),
     "load_s": ("Loading the model", "Speed"),
+    "flops_per_s": ("Operations per second", "Work"),
+    "bandwidth_bytes_per_s": ("Memory bandwidth of the model", "Work"),
+    "bandwidth_utilisation": ("Read bandwidth used", "Work"),
+    "read_bandwidth_bytes_per_s": ("Read bandwidth of the memory", "Work"),
+    "macs_per_inference": ("Multiply-accumulates per inference", "Work"),
+    "bytes_per_token": ("Bytes read per token", "Work"),
     "ap": ("AP", "Quality"),
     "ap50": ("AP50", "Quality"),
     "ap75": ("AP75", "Quality"),
@@ -35,8 +56,16 @@ _WORDS = {
     "ap_large": ("AP, large objects", "Quality"),
     "voc_ap50_area": ("VOC AP50, area", "Quality"),
     "voc_ap50_11point": ("VOC AP50, 11 points", "Quality"),
-    "vqa_accuracy": ("VQA accuracy", "Quality"),
+    "gqa_accuracy": ("GQA accuracy", "Quality"),
+    "textvqa_accuracy": ("TextVQA accuracy", "Quality"),
+    "scienceqa_image_accuracy": ("ScienceQA accuracy, with a picture", "Quality"),
+    "scienceqa_accuracy": ("ScienceQA accuracy", "Quality"),
     "pope_f1": ("POPE F1", "Quality"),
+    "pope_accuracy": ("POPE accuracy", "Quality"),
+    "mme_perception": ("MME perception", "Quality"),
+    "mme_cognition": ("MME cognition", "Quality"),
+    "mmbench_accuracy": ("MMBench accuracy", "Quality"),
+    "mmbench_vanilla_accuracy": ("MMBench accuracy, original order", "Quality"),
     "temperature_c": ("Temperature", "State of the device"),
     "temperature_max_c": ("Temperature, highest", "State of the device"),
     "frequency_hz": ("Clock frequency", "State of the device"),
@@ -48,7 +77,7 @@ _WORDS = {
 }
 _ORDER = {metric: k for k, metric in enumerate(_WORDS)}
 
-GROUPS = ("Energy", "Speed", "Quality", "State of the device", "Size", "Other")
+GROUPS = ("Energy", "Speed", "Work", "Quality", "State of the device", "Size", "Other")
 
 
 def label(metric: str) -> str:
@@ -65,9 +94,19 @@ def group(metric: str, unit: str = "") -> str:
     return "Quality" if metric.startswith(("ap", "voc_", "coco_")) else "Other"
 
 
+def group_of(words: str) -> str:
+    """The heading of the metric that is called so; "" if none is."""
+    return next((group for name, group in _WORDS.values() if name == words), "")
+
+
 def unit(m: Measurement) -> str:
-    """The unit a measurement is printed in: rates of pictures are FPS, not 1/s."""
-    return "fps" if m.metric.endswith("_fps") and m.unit in ("1/s", "Hz", "fps") else m.unit
+    """The unit a measurement is printed in: rates of pictures are FPS, not 1/s, those of tokens tokens/s."""
+    if m.unit in ("1/s", "Hz", "fps"):
+        if m.metric.endswith("_fps"):
+            return "fps"
+        if m.metric.endswith("_tokens_per_s"):
+            return "tokens/s"
+    return m.unit
 
 
 def place(m: Measurement) -> tuple[int, int, str, str, str]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 _PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
 
 # Units that take prefixes, and the largest that reads well: nobody says kiloseconds.
-_PREFIXED = {"s": 0, "J": 6, "W": 6, "V": 3, "A": 3, "Hz": 9, "B": 12, "B/s": 12}
+_PREFIXED = {"s": 0, "J": 6, "W": 6, "V": 3, "A": 3, "Hz": 9, "B": 12, "B/s": 12,
+             "FLOP/s": 12, "MAC": 12}  # fmt: skip
 _WRITTEN = {"degC": "°C", "1": "", "1/s": "/s", "fps": "FPS", "count": "", "s/s": ""}
-_WHOLE = ("B", "count")  # below one there is nothing: no milli-bytes
+_WHOLE = ("B", "count", "MAC")  # below one there is nothing: no milli-bytes
 
 _DIGITS = 4  # of a number that has no uncertainty
 _MOST_DIGITS = 6  # of a number that has one

@@ -83,34 +83,46 @@ def front(cost: Floats, other_cost: Floats) -> np.ndarray[tuple[int], np.dtype[n
 
 
 def planes(runs: Sequence[Run]) -> list[Plane]:
-    """The figures that at least two runs have points in: energy by latency, and quality by energy or by latency."""
+    """The figures that at least two runs have points in: energy by latency, energy of a token by its time, and quality
+    by energy or by latency."""
     names = [f"{k}: {name}" for k, name in enumerate(labels(runs), 1)]
     boundary = common_boundary(runs)
     latency = [next((r for k in conclusions.LATENCY if (r := conclusions.best(run, k))), None) for run in runs]
     energy = [_energy_within(run, boundary) for run in runs]
-    quality = [conclusions.best(run, "ap") for run in runs]
     where = f" ({boundary})" if boundary else ""
-    found = [
-        _plane(runs, names, "Energy by latency", "Latency, median", latency, f"Energy per inference{where}", energy),
-        _plane(runs, names, "AP by energy", f"Energy per inference{where}", energy, "AP", quality, good_high=True),
-        _plane(runs, names, "AP by latency", "Latency, median", latency, "AP", quality, good_high=True),
-    ]
+    joules = f"Energy per inference{where}"
+    found = [_plane(runs, names, "Energy by latency", "Latency, median", latency, joules, energy)]
+    boundary = common_boundary(runs, conclusions.ENERGY_TOKEN)
+    where = f" ({boundary})" if boundary else ""
+    each = [conclusions.best(run, "tpot_s") for run in runs]
+    token = [_energy_within(run, boundary, conclusions.ENERGY_TOKEN) for run in runs]
+    title = "Energy of a token by its time"
+    found.append(_plane(runs, names, title, "Time per token decoded, median", each, f"Energy per token{where}", token))
+    for metric in conclusions.QUALITY:
+        quality, what = [conclusions.best(run, metric) for run in runs], metrics.label(metric)
+        found.append(_plane(runs, names, f"{what} by energy", joules, energy, what, quality, good_high=True))
+        found.append(_plane(runs, names, f"{what} by latency", "Latency, median", latency, what, quality, True))
     return [p for p in found if len(p.points) > 1]
 
 
-def common_boundary(runs: Sequence[Run]) -> str:
+def common_boundary(runs: Sequence[Run], metric: str = conclusions.ENERGY) -> str:
     """The boundary within which most runs have a valid energy, the widest of those; joules of two are not compared."""
-    count = Counter(b for run in runs for b in {r.measurement.boundary for r in _energies(run)})
+    count = Counter(b for run in runs for b in {r.measurement.boundary for r in _energies(run, metric)})
     return min(count, key=lambda b: (-count[b], conclusions.breadth(b)), default="")
 
 
-def _energies(run: Run) -> list[Result]:
-    return [r for r in conclusions.whole(run, conclusions.ENERGY) if r.is_valid]
+def _energies(run: Run, metric: str) -> list[Result]:
+    """One of each meter: tokens have two, decoded in the items and in a loop."""
+    found: dict[str, Result] = {}
+    for r in conclusions.whole(run, metric):
+        if r.is_valid:
+            found.setdefault(r.measurement.meter, r)
+    return list(found.values())
 
 
-def _energy_within(run: Run, boundary: str) -> Result | None:
+def _energy_within(run: Run, boundary: str, metric: str = conclusions.ENERGY) -> Result | None:
     """Of several meters within the boundary the one that measured most: parts of a whole have less."""
-    found = [r for r in _energies(run) if r.measurement.boundary == boundary]
+    found = [r for r in _energies(run, metric) if r.measurement.boundary == boundary]
     return max(found, key=lambda r: r.measurement.value, default=None)
 
 
@@ -144,7 +156,7 @@ def _plane(
 
 def _absent(run: Run, what: str, r: Result | None) -> str:
     """Why a run has no such value; "" when it has."""
-    name = what if what.startswith("AP") else what.split(",")[0].split(" (")[0].lower()
+    name = what if metrics.group_of(what) == "Quality" else what.split(",")[0].split(" (")[0].lower()
     if r is not None:
         return "" if r.is_valid else f"{name} is void: {r.void_reason}"
     if run.error:

@@ -57,7 +57,8 @@ def summary(run: Run) -> str:
 
 
 _DETAILS = ("duration_s", "update_period_s", "energy_j", "energy_net_j", "first_latency_s")
-_SPLIT = (*conclusions.LATENCY, conclusions.ENERGY)  # shown for each phase of an item
+# Shown for each phase of an item.
+_SPLIT = (*conclusions.LATENCY, conclusions.ENERGY, conclusions.ENERGY_TOKEN, "flops_per_s", "bandwidth_utilisation")
 
 
 def _is_brief(run: Run, r: Result) -> bool:

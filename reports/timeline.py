@@ -21,6 +21,8 @@ _QUANTITIES = {
     "throttled": "Throttling",
     "throttle": "Throttling",
     "memory": "Memory",
+    "over_range": "Readings at the meter's limit",
+    "logic": "Digital inputs",
     "voltage": "Voltage",
     "current": "Current",
 }
@@ -84,6 +86,8 @@ def timeline(run: Run) -> Timeline:
     columns: dict[str, list[tuple[Channel, Series]]] = {}
     for trace in traces:
         for channel in trace.channels:
+            if channel.quantity == "time":  # a meter's own clock, kept so that its times can be had again
+                continue
             found = _series(run, trace, channel, origin_s, events, notes)
             if found:
                 quantity = "power" if channel.is_energy else channel.quantity
@@ -107,10 +111,13 @@ def _on_one_clock(run: Run, notes: list[str]) -> Iterator[Trace]:
     """The traces with their times on the clock of the phases; one that nothing ties to it is left out and told."""
     clock = run.phases[0].clock if run.phases else ""
     for trace in run.traces:
-        if clock and trace.clock != clock and trace.facts.get("clock_of") != "harness":
-            notes.append(f"{trace.meter} is not drawn: its clock is {trace.clock}, the phases' is {clock}")
+        found = Findings()
+        moved = on_device_clock(trace, run, found)[0]
+        if clock and moved.clock != clock and trace.facts.get("clock_of") != "harness":
+            why = [f.detail for f in found.flags] or [f"its clock is {trace.clock}, the phases' is {clock}"]
+            notes.append(f"{trace.meter} is not drawn: {why[0]}")
             continue
-        yield on_device_clock(trace, run, Findings())[0]
+        yield moved
 
 
 def _span(p: Phase, origin_s: float) -> Span:

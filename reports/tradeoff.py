@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from edgewatt.harness.api import Run, UsageError
-from edgewatt.reports import conclusions, latency, metrics, output, scatter, views
+from edgewatt.reports import conclusions, latency, meters, metrics, output, scatter, views
 from edgewatt.reports.conclusions import Result
 from edgewatt.reports.numbers import format_quantity
 from edgewatt.reports.scatter import Plane
 
-_COLUMNS = (*conclusions.LATENCY[:1], "latency_p99_s", "throughput_fps", conclusions.ENERGY, conclusions.ENERGY_NET,
-            "power_w", "ap", "ap50")  # fmt: skip
+_COLUMNS = (*conclusions.LATENCY[:1], "latency_p99_s", "throughput_fps", "ttft_s", "prefill_tokens_per_s",
+            "decode_tokens_per_s", "bandwidth_utilisation", conclusions.ENERGY, conclusions.ENERGY_NET,
+            conclusions.ENERGY_TOKEN, "power_w", "ap", "ap50", *conclusions.QUALITY[1:])  # fmt: skip
+_NOT_OF_TOKENS = ("latency_p99_s", "throughput_fps")  # where all runs have figures that say more of a language model
 
 
 def write(runs: Sequence[Run], path: Path, *, title: str | None = None) -> None:
@@ -77,8 +79,13 @@ def page(runs: Sequence[Run], title: str | None = None) -> bytes:
         "version": version(),
         "latency": _latency(runs, figures),
         "one": None,
+        "comparisons": [],
     }
     if len(runs) == 1:
+        values["comparisons"] = found = meters.comparisons(runs[0])
+        for k, c in enumerate(found):
+            if c.agreement is not None:
+                figures[f"agreement{k}"] = meters.agreement_chart(c, c.agreement)
         one = views.run_view(runs[0])
         values |= {"one": one, "subtitle": one.subtitle}
     else:
@@ -119,7 +126,9 @@ def _latency_void(runs: Sequence[Run]) -> str:
 
 def _many(runs: Sequence[Run], figures: dict[str, Any]) -> Mapping[str, Any]:
     names = scatter.labels(runs)
+    hidden = _NOT_OF_TOKENS if all(_cell(r, "ttft_s").result for r in runs) else ()
     columns = [k for k in _COLUMNS if any(_cell(r, k).result for r in runs) or k == conclusions.ENERGY]
+    columns = [k for k in columns if k not in hidden]
     planes = []
     for k, p in enumerate(scatter.planes(runs)):
         figures[f"plane{k}"] = scatter.plane_chart(p)

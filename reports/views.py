@@ -36,6 +36,7 @@ class MeterRow:
     gap_limit: str
     cost: tuple[str, ...]  # in all, and what of it a service had
     clock: str
+    wiring: str  # where an external meter sits
     troubles: str
 
 
@@ -98,8 +99,8 @@ def title(run: Run) -> str:
 
 def subtitle(run: Run) -> tuple[str, ...]:
     """The model and how it ran; the run's id and date."""
-    keys = ("variant", "size", "weights")
-    model = [f"{k} {run.spec[k]}" for k in keys if run.spec.get(k) not in (None, "auto")]
+    keys = ("variant", "precision", "dataset", "size", "weights")
+    model = [f"{k} {run.spec[k]}" for k in keys if run.spec.get(k) not in (None, "", 0, "auto")]  # those are defaults
     engine = [run.engine[k] for k in ("engine", "version", "provider_used") if run.engine.get(k)]
     model += [" ".join(str(e) for e in engine)] if engine else []
     model += [f"{run.engine['threads']} threads"] if run.engine.get("threads") else []
@@ -193,8 +194,18 @@ def _meter(t: Trace) -> MeterRow:
         gap_limit=written("gap_limit_s", "s"),
         cost=_cost(t),
         clock=t.clock,
+        wiring=_wiring(t),
         troubles="; ".join(_troubles(t)),
     )
+
+
+def _wiring(t: Trace) -> str:
+    """Where a meter in the supply line sits, in words; "" for a device's own."""
+    told = t.facts.get("wiring")
+    if not isinstance(told, Mapping):
+        return ""
+    words = {"series_resistance_ohm": "{} ohm in series", "efficiency": "converter of efficiency {}"}
+    return "; ".join(words.get(k, "{}").format(v) for k, v in told.items() if k not in ("covers", "gain_error"))
 
 
 def _cost(t: Trace) -> tuple[str, ...]:

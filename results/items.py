@@ -1,6 +1,6 @@
-"""Per-item times in Parquet: one row per (item, phase), whole nanoseconds where they are, floats where not.
+"""Per-item times in Parquet: one row per (item, phase, step), whole nanoseconds where they are, floats where not.
 
-Format 1: the first.
+Format 1: the first, one row per (item, phase). 2: `tokens`, and several steps of a phase.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from edgewatt.harness.api import HarnessError, Items
 from edgewatt.results.plain import dumped
 from edgewatt.results.traces import NANOSECONDS, ROWS, Step, exceptions, fitting_step, joined
 
-FORMAT = 1
+FORMAT = 2
 KEY = b"edgewatt.items"
-INTEGERS = ("item", "picture", "phase", "part", "repeat")
+INTEGERS = ("item", "picture", "phase", "part", "repeat", "tokens")
 TIMES = ("start", "end")
 
 
@@ -57,6 +57,6 @@ def read(path: Path) -> Items:
             )
         table = file.read()
     step = Step(about["size"], about["divides"])
-    columns = {k: table.column(k).to_numpy() for k in INTEGERS}
+    columns = {k: table.column(k).to_numpy() for k in INTEGERS if k in table.column_names}
     columns |= {f"{k}_s": joined(table, f"{k}_ns", f"{k}_s", step) for k in TIMES}
     return Items(names=tuple(about["names"]), parts=tuple(about["parts"]), **columns)

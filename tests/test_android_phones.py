@@ -1,6 +1,6 @@
 """Phones through the whole command: every emulated profile, a real adb daemon, faults in the middle of a run.
 
-Phones are made and measured several at once, so that a dozen runs take the time of one.
+Phones are made and measured several at once, so that a dozen runs take the time of a few.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import Scenario
 from edgewatt.devices.android import transport
 from edgewatt.devices.android.device import Android
 from edgewatt.harness import clocks
@@ -35,8 +37,7 @@ SENSOR = {
 SHORT = ("max_window_s=2", "isolated_s=0")
 
 
-@pytest.fixture(scope="module")
-def agent() -> Path:
+def native() -> Path:
     """The native agent, with models."""
     if not agents.ort_include():
         pytest.skip("no onnxruntime_c_api.h here (EDGEWATT_ORT_INCLUDE names its folder)")
@@ -44,10 +45,8 @@ def agent() -> Path:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    """Three phones at a time: their programs are started often, and share two processors."""
-    with ThreadPoolExecutor(3) as made:
-        yield made
+def agent() -> Path:
+    return native()
 
 
 def folder(base: Path, name: str) -> Path:
@@ -60,57 +59,39 @@ def folder(base: Path, name: str) -> Path:
 # Every phone
 
 
-@pytest.mark.parametrize("phones", [PROFILES[::2], pytest.param(PROFILES[1::2], marks=pytest.mark.soak)])
-def test_commands_work_on_every_phone(
-    tmp_path: Path, agent: Path, pool: ThreadPoolExecutor, phones: tuple[str, ...]
-) -> None:
-    def check(of: str) -> None:
-        with Phone(of) as phone:
-            lab = LabPhone(folder(tmp_path, of), phone.address, agent)
-            (seen,) = lab.json("devices", "phone")["devices"]
-            assert seen["error"] is None and seen["has_energy"]
-            assert seen["facts"]["agent"]["kind"] == "native"
-            energy = {m["meter"] for m in seen["meters"] if any(c["is_energy"] for c in m["channels"])}
-            assert energy == SENSOR[of], (of, energy, seen["absent"])
-            told = {c["name"]: c for c in lab.json("doctor", "phone")["checks"]}
-            assert set(told) >= CHECKED and told["agent"]["is_well"] and told["power sensor"]["is_well"], told
-            run = lab.run("max_window_s=4")
-            assert run["error"] is None and {"simulated", "synthetic_weights"} <= set(flags(run))
-            assert run["engine"]["provider_used"] == "CPUExecutionProvider" and not run["engine"]["fallback_ops"]
-            energies = {
-                m["meter"]: m for m in run["measurements"] if (m["metric"], m["phase"]) == ("energy_j", "window")
-            }
-            assert set(energies) >= SENSOR[of] and energies["gauge"]["boundary"] == "battery"
-            if "powerstats" in SENSOR[of]:
-                assert energies["powerstats"]["method"].startswith("sum of measured rails:")
-                assert energies["powerstats"]["boundary"] == "rails"
-            cost = {m["meter"] for m in run["measurements"] if m["metric"] == "sampler_cpu_s_per_s"}
-            assert cost >= SENSOR[of]
-            assert not models_on(phone.name)
-
-    list(pool.map(check, phones))
+QUICKEST = ("repeats=1", "idle_s=0.2", "window_s=0.4", "isolated_s=0", "warmup_min_s=0.1", "warmup_max_s=1")
 
 
-@pytest.mark.needs_realadbd
-def test_commands_work_on_a_real_daemon_without_joules(tmp_path: Path, agent: Path) -> None:
-    with real_adbd() as address:
-        lab = LabPhone(tmp_path, address, agent)
+def commands_work(of: str, base: Path) -> None:
+    with Phone(of) as phone:
+        lab = LabPhone(base, phone.address, native())
         (seen,) = lab.json("devices", "phone")["devices"]
-        assert seen["error"] is None and not seen["has_energy"]
-        assert lab.json("doctor", "phone")["checks"]
-        run = lab.run()
-        assert run["error"] is None
-        assert {m["metric"] for m in run["measurements"]} >= {"latency_s", "throughput_fps"}
-        assert not any(m["metric"].startswith("energy") for m in run["measurements"])
+        assert seen["error"] is None and seen["has_energy"]
+        assert seen["facts"]["agent"]["kind"] == "native"
+        energy = {m["meter"] for m in seen["meters"] if any(c["is_energy"] for c in m["channels"])}
+        assert energy == SENSOR[of], (of, energy, seen["absent"])
+        told = {c["name"]: c for c in lab.json("doctor", "phone")["checks"]}
+        assert set(told) >= CHECKED and told["agent"]["is_well"] and told["power sensor"]["is_well"], told
+        run = lab.run("max_window_s=4")
+        assert run["error"] is None and {"simulated", "synthetic_weights"} <= set(flags(run))
+        assert run["engine"]["provider_used"] == "CPUExecutionProvider" and not run["engine"]["fallback_ops"]
+        energies = {m["meter"]: m for m in run["measurements"] if (m["metric"], m["phase"]) == ("energy_j", "window")}
+        assert set(energies) >= SENSOR[of] and energies["gauge"]["boundary"] == "battery"
+        if "powerstats" in SENSOR[of]:
+            assert energies["powerstats"]["method"].startswith("sum of measured rails:")
+            assert energies["powerstats"]["boundary"] == "rails"
+        cost = {m["meter"] for m in run["measurements"] if m["metric"] == "sampler_cpu_s_per_s"}
+        assert cost >= SENSOR[of]
+        assert not models_on(phone.name)
 
 
-def test_ap_and_detections_are_those_of_the_host(tmp_path: Path, agent: Path) -> None:
-    write_coco(tmp_path / "set", coco(count=4))
-    options = (f"data={tmp_path / 'set' / 'instances.json'}", "size=160", "score_threshold=0", "seed=3")
-    command = Command(folder(tmp_path, "host"))
+def ap_and_detections_are_those_of_the_host(base: Path) -> None:
+    write_coco(base / "set", coco(count=4))
+    options = (f"data={base / 'set' / 'instances.json'}", "size=160", "score_threshold=0", "seed=3")
+    command = Command(folder(base, "host"))
     here = command.json("run", "femtodet", "--set", *QUICKEST, *options)
     with Phone("pixel8") as phone:
-        there = LabPhone(folder(tmp_path, "phone"), phone.address, agent).run(*SHORT, *options)
+        there = LabPhone(folder(base, "phone"), phone.address, native()).run(*SHORT, *options)
 
     def quality(run: dict[str, Any]) -> dict[str, float]:
         return {
@@ -125,7 +106,59 @@ def test_ap_and_detections_are_those_of_the_host(tmp_path: Path, agent: Path) ->
         assert mine["bbox"] == pytest.approx(other["bbox"], abs=0.05)
 
 
-QUICKEST = ("repeats=1", "idle_s=0.2", "window_s=0.4", "isolated_s=0", "warmup_min_s=0.1", "warmup_max_s=1")
+def authorisation_that_is_refused_is_one_line_and_nothing_was_started(base: Path) -> None:
+    with Phone("pixel8", auth="reject") as phone:
+        lab = LabPhone(base, phone.address, native())
+        process = lab.start("run", "femtodet", "--device", "phone")
+        said = lab.ended(process, status=2)
+        lines = [line for line in said.strip().splitlines() if "Allow" in line]
+        assert lines and "did not let us in" in said.strip().splitlines()[-1]
+
+
+def killed_harness_leaves_what_doctor_puts_back(base: Path) -> None:
+    with Phone("pixel8") as phone:
+        lab = LabPhone(base, phone.address, native())
+
+        def brightness() -> str:
+            device = lab.entry().open()
+            assert isinstance(device, Android)
+            with device:
+                return device.shell("settings get system screen_brightness").text.strip()
+
+        before = brightness()
+        process = lab.start_run(
+            "window_s=60", "max_window_s=60", "isolated_s=0", "controls.brightness=41", on=phone.name
+        )
+        process.kill()
+        process.communicate()
+        assert brightness() == "41" != before
+        assert not models_on(phone.name)  # ended at the next connection
+        (told,) = [c for c in lab.json("doctor", "phone")["checks"] if c["name"] == "settings"]
+        assert told["is_well"] is False and "edgewatt doctor phone --restore" in told["detail"], told
+        lab.ended(lab.start("doctor", "phone", "--restore"))
+        assert brightness() == before
+        (told,) = [c for c in lab.json("doctor", "phone")["checks"] if c["name"] == "settings"]
+        assert told["is_well"], told
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        authorisation_that_is_refused_is_one_line_and_nothing_was_started,
+        ap_and_detections_are_those_of_the_host,
+        *(pytest.param(partial(commands_work, of), id=f"commands work on a {of}") for of in PROFILES[::2]),
+        *(
+            pytest.param(partial(commands_work, of), id=f"commands work on a {of}", marks=pytest.mark.soak)
+            for of in PROFILES[1::2]
+        ),
+        pytest.param(killed_harness_leaves_what_doctor_puts_back, marks=pytest.mark.soak),
+    ],
+    ids=lambda scenario: scenario.__name__,
+)
+def test_this_holds_through_the_whole_command(
+    agent: Path, outcome: Callable[[Scenario], None], scenario: Scenario
+) -> None:
+    outcome(scenario)
 
 
 def test_phone_without_an_agent_is_sampled_by_its_shell_and_runs_no_model(tmp_path: Path) -> None:
@@ -139,6 +172,19 @@ def test_phone_without_an_agent_is_sampled_by_its_shell_and_runs_no_model(tmp_pa
         assert told["agent"]["is_well"] is None and "models cannot run" in told["agent"]["detail"]
         said = lab.ended(lab.start("run", "femtodet", "--device", "phone"), status=2)
         assert len(said.strip().splitlines()) == 1 and "native agent" in said
+
+
+@pytest.mark.needs_realadbd
+def test_commands_work_on_a_real_daemon_without_joules(tmp_path: Path, agent: Path) -> None:
+    with real_adbd() as address:
+        lab = LabPhone(tmp_path, address, agent)
+        (seen,) = lab.json("devices", "phone")["devices"]
+        assert seen["error"] is None and not seen["has_energy"]
+        assert lab.json("doctor", "phone")["checks"]
+        run = lab.run()
+        assert run["error"] is None
+        assert {m["metric"] for m in run["measurements"]} >= {"latency_s", "throughput_fps"}
+        assert not any(m["metric"].startswith("energy") for m in run["measurements"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,6 +208,7 @@ def test_load_of_the_model_is_followed_by_the_rails(tmp_path: Path, agent: Path)
         assert abs(total["value"] - true_j) <= total["uncertainty"]
 
 
+@pytest.mark.soak
 def test_window_that_is_too_short_for_the_gauge_is_told_with_the_one_that_would_do(tmp_path: Path, agent: Path) -> None:
     with Phone("sm8250-ma") as phone:
         run = LabPhone(tmp_path, phone.address, agent).run("window_s=3", *SHORT[1:], "max_window_s=3")
@@ -306,42 +353,6 @@ def test_counters_that_restart_are_flagged(faulty: Callable[[str], Case], name: 
 def test_charging_in_the_middle_voids_the_batterys_joules(faulty: Callable[[str], Case], name: str) -> None:
     run = faulty(name).run
     assert "charging" in voided(run, "gauge"), run["flags"]
-
-
-def test_authorisation_that_is_refused_is_one_line_and_nothing_was_started(tmp_path: Path, agent: Path) -> None:
-    with Phone("pixel8", auth="reject") as phone:
-        lab = LabPhone(tmp_path, phone.address, agent)
-        process = lab.start("run", "femtodet", "--device", "phone")
-        said = lab.ended(process, status=2)
-        lines = [line for line in said.strip().splitlines() if "Allow" in line]
-        assert lines and "did not let us in" in said.strip().splitlines()[-1]
-
-
-@pytest.mark.soak
-def test_killed_harness_leaves_what_doctor_puts_back(tmp_path: Path, agent: Path) -> None:
-    with Phone("pixel8") as phone:
-        lab = LabPhone(tmp_path, phone.address, agent)
-
-        def brightness() -> str:
-            device = lab.entry().open()
-            assert isinstance(device, Android)
-            with device:
-                return device.shell("settings get system screen_brightness").text.strip()
-
-        before = brightness()
-        process = lab.start_run(
-            "window_s=60", "max_window_s=60", "isolated_s=0", "controls.brightness=41", on=phone.name
-        )
-        process.kill()
-        process.communicate()
-        assert brightness() == "41" != before
-        assert not models_on(phone.name)  # ended at the next connection
-        (told,) = [c for c in lab.json("doctor", "phone")["checks"] if c["name"] == "settings"]
-        assert told["is_well"] is False and "edgewatt doctor phone --restore" in told["detail"], told
-        lab.ended(lab.start("doctor", "phone", "--restore"))
-        assert brightness() == before
-        (told,) = [c for c in lab.json("doctor", "phone")["checks"] if c["name"] == "settings"]
-        assert told["is_well"], told
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -230,3 +230,8 @@ def test_convert_refuses_in_one_line(edgewatt):
     for asked in (("--graphs",), ("--checkpoint", "file")):
         assert "file" in edgewatt.refused("convert", "femtodet", *asked, "-o", "file/below")
     assert (edgewatt.folder / "file").read_text() == "mine"
+
+
+def test_answers_of_a_workload_that_gives_none_are_refused_in_one_line(measured):
+    command, run = measured
+    assert "left no questions and answers" in command.refused("answers", run["run"])

@@ -1,9 +1,9 @@
 """The agent: samples meters and runs jobs on the device, on the device's clock (docs/agent-protocol.md).
 
-    python agent.py hello|clock|sample|call|hold|run JOB.json
+    python agent.py hello|clock|sample|call|hold|run|pulse JOB.json
 
 This file is all a board needs for `hello`, `clock` and `sample` of files: the standard library, Python 3.8 or newer.
-`run` lives in the package's `run` and is imported only when asked for, as is what a job names.
+`run` and `pulse` live in the package and are imported only when asked for, as is what a job names.
 """
 
 from __future__ import annotations
@@ -915,6 +915,11 @@ def run(agent: Agent, job: dict[str, Any]) -> None:
     imported("edgewatt.devices.agent.run:run", "run")(agent, job)
 
 
+def pulse(agent: Agent, job: dict[str, Any]) -> None:
+    """Keeps the processor busy and idle by turns; needs the edgewatt package on this device."""
+    imported("edgewatt.devices.agent.pulse:pulse", "pulse")(agent, job)
+
+
 def call(agent: Agent, job: dict[str, Any]) -> None:
     """Tells what the job's function answers to its params."""
     function = imported(job.get("function"), "function")
@@ -956,6 +961,7 @@ VERBS: dict[str, Callable[[Agent, dict[str, Any]], None]] = {
     "call": call,
     "hold": hold,
     "run": run,
+    "pulse": pulse,
 }
 
 OUT_OF_MEMORY = ("bad_alloc", "out of memory", "cannot allocate memory", "failed to allocate", "can't allocate memory")
@@ -1053,7 +1059,7 @@ if __name__ == "__main__":
     if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
         del sys.path[0]  # a runner's `import run` is not ours
     program = main
-    if sys.argv[1:2] == ["run"]:  # what `run` imports must meet one copy of this module, not a script and a module
+    if sys.argv[1:2] in (["run"], ["pulse"]):  # what they import must meet one copy of this module
         with suppress(ImportError):
             program = importlib.import_module("edgewatt.devices.agent.agent").main
     leave(program(sys.argv[1:]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import os
 import resource
 import shutil
@@ -31,7 +32,7 @@ from edgewatt.devices.agent.plan import Plan
 from edgewatt.devices.agent.steady import Steady, median
 
 FLUSH_NS = 500_000_000  # between two `items` events; the promise is one second
-MOST_ITEMS = 4096  # in one event: keeps the line short
+MOST_ROWS = 16384  # in one event (4096 items of four phases): keeps the line short
 BEAT_S = 0.5  # how often the heart is looked after; it beats every second time
 
 Work = Callable[[int], None]  # does item `index`, leaving stamps and names of its phases
@@ -46,9 +47,11 @@ class Execution:
         self._runner: Any = None
         self._outputs: dict[int, Any] = {}
         self._pictures = itertools.cycle(range(plan.item_count))
-        self._stamps: list[int] = []  # of the item in hand: the starts of its phases
-        self._marked: list[str] = []
-        self._mark = marking(now_ns, self._stamps, self._marked)
+        self._stamps: list[int] = []  # of the item in hand: the starts of its steps
+        self._marked: list[str] = []  # the phases they belong to
+        self._tokens: list[int] = []  # that each works on
+        self._mark = marking(now_ns, self._stamps, self._marked, self._tokens)
+        self._item_ns = 0  # how long the last item took
         self._begin("load", 0)
 
     def whole(self) -> None:
@@ -79,7 +82,7 @@ class Execution:
         gc.freeze()  # what loading left is not looked through again while items are timed
 
     def _idle(self, repeat: int) -> None:
-        start = self._begin("idle", repeat)
+        start = self._begin("idle", repeat, self._plan.idle_s)
         self._agent.sleep_until(start + int(self._plan.idle_s * 1e9))
         self._end(start, now_ns())
 
@@ -87,7 +90,7 @@ class Execution:
         plan = self._plan.warm_up
         rule = Steady(plan.tolerance, plan.blocks, {n.name: n.tolerance for n in plan.nodes})
         block: list[int] = []
-        start = block_start = self._begin("warmup", repeat)
+        start = block_start = self._begin("warmup", repeat, plan.max_s)
 
         def enough(_: int, end: int) -> bool:
             nonlocal block_start
@@ -97,7 +100,6 @@ class Execution:
                 block.clear()
                 block_start = now_ns()
             elapsed_s = (end - start) * 1e-9
-            self._share = elapsed_s / plan.max_s
             return elapsed_s >= plan.max_s or (elapsed_s >= plan.min_s and rule.reached)
 
         items, end = 0, start
@@ -113,11 +115,10 @@ class Execution:
     def _window(self, repeat: int) -> None:
         plan = self._plan
         least = max(plan.min_items, 1 if repeat else plan.item_count)  # the first window sees every picture
-        start = self._begin("window", repeat)
+        start = self._begin("window", repeat, plan.window_s, least)
 
         def enough(items: int, end: int) -> bool:
             elapsed_s = (end - start) * 1e-9
-            self._share = min(items / least, elapsed_s / plan.window_s if plan.window_s else 1)
             return (elapsed_s >= plan.window_s and items >= least) or elapsed_s >= plan.max_window_s
 
         _, end = self._items_of(plan.item_phases, self._pictures, self._kept_item, enough)
@@ -125,16 +126,16 @@ class Execution:
 
     def _alone(self, phase: str, repeat: int) -> None:
         run_phase, mark, isolated_s = self._runner.run_phase, self._mark, self._plan.isolated_s
-        start = self._begin(phase, repeat)
+        start = self._begin(phase, repeat, isolated_s)
 
         def work(index: int) -> None:
             mark(phase)
-            run_phase(phase, index)
+            tokens = run_phase(phase, index)
+            if tokens is not None:
+                self._tokens[-1] = tokens
 
         def enough(_: int, end: int) -> bool:
-            elapsed_s = (end - start) * 1e-9
-            self._share = elapsed_s / isolated_s if isolated_s else 1
-            return elapsed_s >= isolated_s
+            return (end - start) * 1e-9 >= isolated_s
 
         _, end = self._items_of([phase], itertools.cycle(list(self._outputs)), work, enough)
         self._end(start, end)
@@ -165,40 +166,38 @@ class Execution:
 
     def _items_of(self, phases: list[str], pictures: Iterable[int], work: Work, enough: Enough) -> tuple[int, int]:
         """Items one after the other until it is enough, or until asked to end: how many, and the end of the last."""
-        stamps, marked, agent = self._stamps, self._marked, self._agent
-        seen, marks = array("q"), array("q")
-        flushed = now_ns()
+        stamps, marked, tokens, agent = self._stamps, self._marked, self._tokens, self._agent
+        batch, flushed = Batch(), now_ns()
         try:
             for index in pictures:
                 stamps.clear()
                 marked.clear()
+                tokens.clear()
                 work(index)
                 end = now_ns()
-                if marked != phases:
-                    raise ValueError(f"the runner marked {', '.join(marked) or 'no phase'}; wanted {', '.join(phases)}")
-                stamps.append(end)
-                marks.extend(stamps)
-                seen.append(index)
+                batch.add(index, steps_of(marked, phases), tokens, [*stamps, end])
                 self._items += 1
-                self._step_ns = end
+                self._item_ns, self._step_ns = end - stamps[0], end
                 if agent.stopping or enough(self._items, end):
                     break
-                if end - flushed >= FLUSH_NS or len(seen) >= MOST_ITEMS:
-                    self._tell_items(phases, seen, marks)
-                    seen, marks, flushed = array("q"), array("q"), end
+                if end - flushed >= FLUSH_NS or len(batch.tokens) >= MOST_ROWS:
+                    self._tell_items(phases, batch)
+                    batch, flushed = Batch(), end
         finally:
-            self._tell_items(phases, seen, marks)
+            self._tell_items(phases, batch)
         return self._items, end
 
-    def _tell_items(self, phases: list[str], seen: array[int], marks: array[int]) -> None:
-        if seen:
-            n, where = len(seen), {"part": self._phase, "repeat": self._repeat, "phases": phases}
-            self._agent.emit("items", **where, first=self._items - n, n=n, picture=packed(seen), marks_ns=packed(marks))
+    def _tell_items(self, phases: list[str], batch: Batch) -> None:
+        if n := len(batch.picture):
+            where = {"part": self._phase, "repeat": self._repeat, "phases": phases, "first": self._items - n, "n": n}
+            self._agent.emit("items", **where, **batch.told())
 
     # -- where it is
 
-    def _begin(self, phase: str, repeat: int) -> int:
-        self._phase, self._repeat, self._items, self._share = phase, repeat, 0, 0.0
+    def _begin(self, phase: str, repeat: int, seconds: float = math.inf, least: int = 0) -> int:
+        """A part begins that lasts `seconds` and at least `least` items: its start."""
+        self._stamps.clear()
+        self._phase, self._repeat, self._items, self._least, self._seconds = phase, repeat, 0, least, seconds
         self._start_ns = self._step_ns = now_ns()
         return self._start_ns
 
@@ -220,31 +219,93 @@ class Execution:
             self._end_if_hung(now)
 
     def _tell_alive(self, now: int) -> None:
-        idle_s = self._plan.idle_s
-        share = (now - self._start_ns) * 1e-9 / idle_s if self._phase == "idle" and idle_s else self._share
-        where = {"phase": self._phase, "repeat": self._repeat, "items": self._items, "share": round(min(share, 1), 4)}
-        self._agent.emit("alive", t_ns=now, **where, step_s=round((now - self._step_ns) * 1e-9, 3))
+        tokens = sum(self._tokens[:])  # a copy: the item may be over meanwhile
+        where = {"phase": self._phase, "repeat": self._repeat, "items": self._items}
+        where |= {"tokens": tokens} if tokens else {}
+        share, step_s = round(self._share(now), 4), round((now - self._begun_ns()) * 1e-9, 3)
+        self._agent.emit("alive", t_ns=now, **where, share=share, step_s=step_s)
+
+    def _share(self, now: int) -> float:
+        """How much of the part in hand is done, 0 to 1, the item in hand by how long the one before it took."""
+        if self._phase == "load":
+            loaded = getattr(self._runner, "loaded", 0.0)
+            return min(loaded, 1.0) if isinstance(loaded, (int, float)) else 0.0
+        begun = self._stamps[:1]
+        in_hand = min((now - begun[0]) / self._item_ns, 1.0) if begun and self._item_ns else 0.0
+        items = (self._items + in_hand) / self._least if self._least else 1.0
+        seconds = (now - self._start_ns) * 1e-9 / self._seconds if self._seconds else 1.0
+        return min(items, seconds, 1.0)
+
+    def _begun_ns(self) -> int:
+        """When the step in hand began; where there is none, when the last item or the part did."""
+        return max(self._step_ns, *self._stamps[-1:], 0)
 
     def _end_if_hung(self, now: int) -> None:
         is_item = self._phase not in ("load", "save", "idle")
         limit_s = self._plan.item_limit_s if is_item else self._plan.load_limit_s
-        step_s = (now - self._step_ns) * 1e-9
+        step_s = (now - self._begun_ns()) * 1e-9
         if self._phase == "idle" or step_s <= limit_s:
             return
-        doing = f"{self._phase}: item {self._items}" if is_item else self._phase
+        doing = f"{self._phase}: item {self._items}{self._step()}" if is_item else self._phase
         stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])
         message = f"{doing} has been at work for {step_s:.1f} s; the limit is {limit_s:g} s"
         self._agent.emit("error", t_ns=now, kind="hung", message=message, detail="".join(stack))
         leave(1)
 
+    def _step(self) -> str:
+        """Which step of its phase the item in hand is at, in words; "" in a phase that has but one."""
+        marked = self._marked[:]
+        steps = marked.count(marked[-1]) if marked else 0
+        return f", step {steps} of {marked[-1]}," if steps > 1 else ""
 
-def marking(now: Callable[[], int], stamps: list[int], marked: list[str]) -> Callable[[str], None]:
-    """The function a runner calls at the start of each phase: a stamp, and whose it is, in less than 0.3 us."""
-    add_stamp, add_name = stamps.append, marked.append
 
-    def mark(phase: str) -> None:
+class Batch:
+    """Items that were not told yet: a row for each step of each phase, its stamp, and the end of each item."""
+
+    def __init__(self) -> None:
+        self.picture, self.steps, self.tokens, self.marks = (array("q") for _ in range(4))
+
+    def add(self, picture: int, steps: list[int], tokens: list[int], marks: list[int]) -> None:
+        """An item more; ValueError, and nothing added, where its tokens are no counts."""
+        try:
+            counted = array("q", tokens)
+        except (TypeError, OverflowError):
+            counted = array("q", [-1])
+        if min(counted) < 0:
+            raise ValueError(f"the runner marked {tokens} tokens; wanted whole numbers from 0 on")
+        self.picture.append(picture)
+        self.steps.extend(steps)
+        self.tokens.extend(counted)
+        self.marks.extend(marks)
+
+    def told(self) -> dict[str, str]:
+        """As the event `items` has it; rows are told of where they are not simply one for each phase."""
+        told = {"picture": packed(self.picture), "marks_ns": packed(self.marks)}
+        if len(self.tokens) > len(self.steps) or any(self.tokens):
+            told |= {"steps": packed(self.steps), "tokens": packed(self.tokens)}
+        return told
+
+
+def steps_of(marked: list[str], phases: list[str]) -> list[int]:
+    """How many steps each phase of an item was marked with; ValueError where these are not its phases, in order."""
+    if marked == phases:
+        return [1] * len(phases)
+    runs = [(phase, len(list(each))) for phase, each in itertools.groupby(marked)]
+    if [phase for phase, _ in runs] != phases:
+        said = ", ".join(phase for phase, _ in runs) or "no phase"
+        raise ValueError(f"the runner marked {said}; wanted {', '.join(phases)}")
+    return [steps for _, steps in runs]
+
+
+def marking(now: Callable[[], int], stamps: list[int], marked: list[str], counted: list[int]) -> Callable[..., None]:
+    """The function a runner calls at the start of each step of a phase: a stamp, whose it is, and how many tokens it
+    works on, in less than 0.3 us."""
+    add_stamp, add_name, add_tokens = stamps.append, marked.append, counted.append
+
+    def mark(phase: str, tokens: int = 0) -> None:
         add_stamp(now())
         add_name(phase)
+        add_tokens(tokens)
 
     return mark
 

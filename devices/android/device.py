@@ -22,7 +22,8 @@ from edgewatt.devices.android import (
     powerstats,
 )
 from edgewatt.devices.android.look import look
-from edgewatt.devices.android.transport import TRIES, Adb, Done, phones
+from edgewatt.devices.android.shell import TRIES, Done
+from edgewatt.devices.android.transport import Adb, phones
 from edgewatt.devices.snapshot import Snapshot
 from edgewatt.harness import plugins
 from edgewatt.harness.api import (

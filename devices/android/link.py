@@ -26,6 +26,7 @@ from edgewatt.harness.api import HarnessError, TransientError, UsageError
 
 CONNECT_S = 10.0
 AUTHORISE_S = 30.0  # for somebody to find the phone and tap Allow
+RELINK_S = 45.0  # how long a phone that was there is tried again
 _HEADER = struct.Struct("<6I")
 SILENCE_S = 60.0  # in the middle of a packet, or of writing one
 LOOK_S = 0.5  # how often a cable that says nothing is left, to see whether the link was closed meanwhile

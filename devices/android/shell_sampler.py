@@ -17,11 +17,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgewatt.devices.agent.agent import MISSING, packed
-from edgewatt.devices.android.transport import HEARTBEAT_S, Adb, OnPhone
+from edgewatt.devices.android.agents import HEARTBEAT_S, OnPhone
 from edgewatt.harness.api import Exit, Facts, HarnessError, TransientError, UsageError
+
+if TYPE_CHECKING:
+    from edgewatt.devices.android.transport import Adb
 
 STEP_NS = 10_000_000  # of /proc/uptime
 MOST_HZ = 100.0  # stamps cannot tell more apart

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from edgewatt.devices.android import transport
-from edgewatt.devices.android.transport import TRIES, Adb
+from edgewatt.devices.android import agents
+from edgewatt.devices.android.shell import TRIES
+from edgewatt.devices.android.transport import Adb
 from edgewatt.harness.api import HarnessError, TransientError, UsageError
 from support.agents import native, samples
 from support.android_lab import PROTOS, Phone, adb_client
@@ -196,7 +197,8 @@ def test_harness_that_was_killed_leaves_nothing_at_the_next_connection(phone: Ph
     code = f"""
         import os, signal
         from pathlib import Path
-        from edgewatt.devices.android.transport import TRIES, Adb
+        from edgewatt.devices.android.shell import TRIES
+        from edgewatt.devices.android.transport import Adb
         adb = Adb({phone.address!r}, key=Path({str(key)!r}), agent=Path({str(native())!r}))
         process = adb.start("sample", {COUNTING!r})
         [next(process.events(20)) for _ in range(3)]
@@ -245,7 +247,7 @@ def test_phone_out_of_reach_for_20_s_loses_no_sample(key: Path) -> None:
 def test_stream_that_falls_silent_is_left_for_the_spool(
     phone: Phone, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "QUIET_S", 1.0)
+    monkeypatch.setattr(agents, "QUIET_S", 1.0)
 
     def silent(timeout_s: float) -> bytes:
         time.sleep(timeout_s)
@@ -262,6 +264,32 @@ def test_stream_that_falls_silent_is_left_for_the_spool(
         said += rest(sampler)
     assert "relinked" in [e["event"] for e in said]
     whole(said)
+
+
+def test_stream_whose_end_never_comes_ends_with_the_agent(
+    phone: Phone, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All was heard and the agent is gone, but the daemon does not close the stream."""
+    monkeypatch.setattr(agents, "QUIET_S", 1.0)
+    with Adb(phone.address, key=key, agent=native()) as adb:
+        sampler = adb.start("sample", COUNTING)
+        read = sampler._stream.read
+
+        def endless(timeout_s: float) -> bytes:
+            data = read(timeout_s)
+            if data is None:
+                time.sleep(timeout_s)
+                raise TimeoutError
+            return data
+
+        monkeypatch.setattr(sampler._stream, "read", endless)
+        heard = sampler.events(10)
+        said = [dict(next(heard)) for _ in range(3)]
+        sampler._signal("TERM")
+        said += [dict(e) for e in heard]  # a TimeoutError if the end were not seen
+        end = sampler.stop()
+    whole(said)
+    assert (end.status, end.signal) == (0, None)
 
 
 def test_transfer_that_breaks_is_begun_again(key: Path, tmp_path: Path) -> None:

@@ -65,57 +65,62 @@ def test_fields_of_a_text_are_columns_of_their_own(agent: Plain, tmp_path: Path)
     assert said[-2]["errors"] == {}
 
 
-@pytest.mark.parametrize(
-    ("text", "decimals", "value"),
-    [
-        ("31.5", 3, 31500),
-        ("-0.25", 1, -2),  # half to even
-        ("0.35", 1, 4),
-        ("2.5", 0, 2),
-        ("2.51", 0, 3),
-        ("-7", -1, -1),
-        ("1e3", 0, 1000),
-        ("25e-1", 1, 25),
-        ("9223372036854775807", 0, 2**63 - 1),
-        ("0.1234567890123456789", 18, 123456789012345679),
-        ("4", -18, 0),
-        ("+3.0 W", 0, MISSING),
-        ("9223372036854775808", 0, MISSING),
-        ("1e400", 0, MISSING),
-        ("", 0, MISSING),
-        ("nan", 0, MISSING),
-    ],
-)
-def test_decimals_are_exact(agent: Plain, tmp_path: Path, text: str, decimals: int, value: int) -> None:
-    one = {"path": file(tmp_path, f" {text}\n"), "name": "a", "decimals": decimals}
-    said = agent.events("sample", job(one, {"path": file(tmp_path, "1")}, duration_s=0.02))
-    assert first_row(said)["a"] == value
+DECIMALS = [
+    ("31.5", 3, 31500),
+    ("-0.25", 1, -2),  # half to even
+    ("0.35", 1, 4),
+    ("2.5", 0, 2),
+    ("2.51", 0, 3),
+    ("-7", -1, -1),
+    ("1e3", 0, 1000),
+    ("25e-1", 1, 25),
+    ("9223372036854775807", 0, 2**63 - 1),
+    ("0.1234567890123456789", 18, 123456789012345679),
+    ("4", -18, 0),
+    ("+3.0 W", 0, MISSING),
+    ("9223372036854775808", 0, MISSING),
+    ("1e400", 0, MISSING),
+    ("", 0, MISSING),
+    ("nan", 0, MISSING),
+]
 
 
-@pytest.mark.parametrize(
-    ("line", "number", "value"),
-    [
-        ("x: 1 2 3", -1, 3),
-        ("x: 1 2 3", 1, 2),
-        ("x: 1 2 3", -3, 1),
-        ("x: 1 2 3", 3, MISSING),
-        ("x: 1 2 3", -4, MISSING),
-        ("x: 3.7V, 25C", 1, 25),
-        ("x: 1-2", -1, 2),
-        ("x: a1 b2_3 v4.5", -1, MISSING),
-        ("x:-5", -1, -5),
-        ("x: 2026-11-26", -1, 26),
-        ("y: 1", -1, MISSING),
-    ],
-)
-def test_numbers_are_counted_from_either_end(agent: Plain, tmp_path: Path, line: str, number: int, value: int) -> None:
-    one = {"path": file(tmp_path, f"z: 9\n\t{line}\nx: 8\n"), "fields": [{"name": "a", "line": "x:", "number": number}]}
-    if line.startswith("y"):
-        one["fields"] = [{"name": "a", "line": "w:", "number": number}]
-    said = agent.events("sample", job(one, {"path": file(tmp_path, "1")}, duration_s=0.02))
-    assert first_row(said)["a"] == value
-    if value == MISSING:
-        assert said[-2]["errors"]["a"]["count"] == said[-2]["n"]
+def test_decimals_are_exact(agent: Plain, tmp_path: Path) -> None:
+    nodes = [
+        {"path": file(tmp_path, f" {text}\n"), "name": f"{text} by {decimals}", "decimals": decimals}
+        for text, decimals, _ in DECIMALS
+    ]
+    found = first_row(agent.events("sample", job(*nodes)))
+    assert found == {f"{text} by {decimals}": value for text, decimals, value in DECIMALS}
+
+
+NUMBERS = [
+    ("x: 1 2 3", -1, 3),
+    ("x: 1 2 3", 1, 2),
+    ("x: 1 2 3", -3, 1),
+    ("x: 1 2 3", 3, MISSING),
+    ("x: 1 2 3", -4, MISSING),
+    ("x: 3.7V, 25C", 1, 25),
+    ("x: 1-2", -1, 2),
+    ("x: a1 b2_3 v4.5", -1, MISSING),
+    ("x:-5", -1, -5),
+    ("x: 2026-11-26", -1, 26),
+    ("w: 1", -1, MISSING),
+]
+
+
+def test_numbers_are_counted_from_either_end(agent: Plain, tmp_path: Path) -> None:
+    nodes = [
+        {
+            "path": file(tmp_path, f"z: 9\n\t{line}\n" + "x: 8\n" * line.startswith("x")),
+            "fields": [{"name": f"{line} [{number}]", "line": "x:", "number": number}],
+        }
+        for line, number, _ in NUMBERS
+    ]
+    said = agent.events("sample", job(*nodes))
+    assert first_row(said) == {f"{line} [{number}]": value for line, number, value in NUMBERS}
+    missing = {f"{line} [{number}]" for line, number, value in NUMBERS if value == MISSING}
+    assert {name: e["count"] for name, e in said[-2]["errors"].items()} == dict.fromkeys(missing, said[-2]["n"])
 
 
 def test_word_is_its_place_among_the_words(agent: Plain, tmp_path: Path) -> None:

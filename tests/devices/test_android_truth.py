@@ -15,7 +15,8 @@ import pytest
 
 from edgewatt.devices.android import gauge, health, odpm, powerstats
 from edgewatt.devices.android.look import look
-from edgewatt.devices.android.transport import Adb, Done
+from edgewatt.devices.android.shell import Done
+from edgewatt.devices.android.transport import Adb
 from edgewatt.devices.snapshot import Snapshot
 from edgewatt.harness import energy as energies
 from edgewatt.harness.api import AgentProcess, Facts, Meter, Trace

@@ -24,7 +24,7 @@ def lasting(*windows: list[float]) -> Run:
 
 
 def joined(its: list[Items]) -> Items:
-    columns = ("item", "picture", "phase", "part", "repeat", "start_s", "end_s")
+    columns = ("item", "picture", "phase", "part", "repeat", "start_s", "end_s", "tokens")
     return dataclasses.replace(its[0], **{c: np.concatenate([getattr(i, c) for i in its]) for c in columns})
 
 

@@ -75,3 +75,21 @@ def test_unknown_device_names_the_nearest():
 def test_table_outside_devices_is_not_passed_over(tmp_path):
     with pytest.raises(UsageError, match="'bench'"):
         devicefile.entries(written(tmp_path, '[bench]\nkind = "host"'))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("ppk2:/dev/ttyACM0", ("ppk2", "/dev/ttyACM0", {})),
+        ("scpi:10.0.0.7:5025,gain_error=0.01", ("scpi", "10.0.0.7:5025", {"gain_error": "0.01"})),
+        ("file:a,b.csv,time=t (s),power=P, W", ("file", "a,b.csv", {"time": "t (s)", "power": "P, W"})),
+        ("health", ("health", "", {})),
+    ],
+)
+def test_a_meter_in_a_line_has_a_kind_an_address_and_options(text, wanted):
+    assert devicefile.parsed(text) == wanted
+
+
+def test_an_option_given_twice_is_refused():
+    with pytest.raises(UsageError, match="boundary is given twice"):
+        devicefile.parsed("ppk2:/dev/x,boundary=usb,boundary=wall")

@@ -255,6 +255,27 @@ def test_clock_offset_costs_the_step_of_power_at_each_boundary():
     assert energy(trace(t, v), "x", 6, 14, clock_bound_s=0.02).parts["clock"] == pytest.approx(0, abs=1e-9)
 
 
+def test_clock_offset_costs_the_most_that_passes_within_its_bound():
+    # 10 W and 2 W in turns of 10 ms: the 20 ms of the bound hold the mean, half of them 10 ms x 4 W more or less.
+    t = np.arange(0, 4, 0.0005)
+    v = np.where((t % 0.02) < 0.01, 10.0, 2.0)
+    e = energy(trace(t, v), "x", 1, 3, clock_bound_s=0.02)
+    assert e.parts["clock"] == pytest.approx(np.sqrt(2) * 0.01 * 4, rel=0.05)
+
+
+def test_stretches_that_were_placed_by_themselves_cost_at_both_sides_of_their_break():
+    # 2 W, from 2 s on 10 W, and what comes from there on was placed by itself.
+    t = np.arange(0, 4, 0.001)
+    v = np.where(t < 2, 2.0, 10.0)
+    placed_anew = dataclasses.replace(trace(t, v), facts={"clock_starts": [0, 2000]})
+    ends = 0.02 * 4  # at each end and each side of the break the power is 4 W off the mean
+    placed_once = trace(t, v)
+    assert energy(placed_once, "x", 1, 3, clock_bound_s=0.02).parts["clock"] == pytest.approx(2**0.5 * ends, rel=0.05)
+    assert energy(placed_anew, "x", 1, 3, clock_bound_s=0.02).parts["clock"] == pytest.approx(2 * ends, rel=0.05)
+    parts = energies(placed_anew, "x", [(0.5, 1.5), (1, 3)], clock_bound_s=0.02).parts["clock"]
+    assert parts == pytest.approx([0, 2 * ends], rel=0.05, abs=1e-9)
+
+
 def test_rounding_of_a_constant_power_does_not_average_out():
     t = np.arange(0, 100, 0.1)
     true = 5.04

@@ -63,3 +63,51 @@ def test_unknown_events_are_passed_over():
 
 def test_no_items_is_an_empty_table():
     assert len(Record().items) == 0
+
+
+def stepped(first, picture, steps, tokens, marks):
+    event = items(first, picture, marks, phases=("prefill", "decode"))
+    return event | {"steps": packed(*steps), "tokens": packed(*tokens)}
+
+
+def test_steps_of_a_phase_are_rows_of_their_own():
+    """Two items: a prompt of 7 tokens and three more one by one; a prompt of 5 and none."""
+    record = Record()
+    record.take(stepped(3, [8, 9], [1, 3, 1, 1], [7, 1, 1, 1, 5, 0], [10, 20, 30, 40, 50, 60, 80, 81]))
+    found = record.items
+    assert found.item.tolist() == [3, 3, 3, 3, 4, 4]
+    assert found.picture.tolist() == [8, 8, 8, 8, 9, 9]
+    assert [found.names[k] for k in found.phase] == ["prefill", "decode", "decode", "decode", "prefill", "decode"]
+    assert found.tokens.tolist() == [7, 1, 1, 1, 5, 0]
+    np.testing.assert_allclose(found.start_s, np.array([10, 20, 30, 40, 60, 80]) * 1e-9)
+    np.testing.assert_allclose(found.end_s, np.array([20, 30, 40, 50, 80, 81]) * 1e-9)
+
+
+def test_items_without_steps_have_no_tokens():
+    record = Record()
+    record.take(items(0, [4, 5], [10, 20, 50, 60, 80, 90]))
+    assert record.items.tokens.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        stepped(0, [8], [1, 3], [7, 1, 1], [10, 20, 30, 40, 50]),  # a row without its tokens
+        stepped(0, [8], [1, 3], [7, 1, 1, 1], [10, 20, 30, 40]),  # a mark is missing
+        stepped(0, [8], [1, 0], [7], [10, 20]),  # a phase that has no row
+        stepped(0, [8], [1, 1], [7, -1], [10, 20, 30]),
+        items(0, [4, 5], [10, 20, 50, 60, 80]),
+    ],
+)
+def test_rows_that_do_not_fit_together_are_refused(event):
+    with pytest.raises(HarnessError, match="event 'items' is not as the protocol says"):
+        Record().take(event)
+
+
+def test_heart_beat_tells_of_the_tokens_of_the_item_at_hand():
+    record = Record()
+    beat = {"event": "alive", "t_ns": 1, "phase": "window", "repeat": 0, "items": 2, "share": 0.5, "step_s": 0.04}
+    record.take(beat | {"tokens": 31})
+    assert (record.items_done, record.tokens_done, record.step_s) == (2, 31, 0.04)
+    record.take(beat)
+    assert record.tokens_done == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edgewatt.harness.statistics import mean_t, quantile, ratio_of_sums
+from edgewatt.harness.statistics import mean_t, quantile, quantiles_of_groups, ratio_of_sums
 
 
 @pytest.mark.parametrize("q", [0.0, 0.5, 0.9, 0.99, 1.0])
@@ -87,3 +87,32 @@ def test_what_cannot_be_known_is_nan():
 def test_unequal_rows_are_refused():
     with pytest.raises(ValueError, match="equal rows"):
         ratio_of_sums([1, 2], [1], 0)
+
+
+def test_quantile_of_groups_is_as_wide_as_that_of_one_value_each():
+    """101 groups of ten equal values: the median's interval runs from the 41st to the 61st group (binomial)."""
+    values = np.repeat(np.arange(1.0, 102.0), 10)
+    ((value, width),) = quantiles_of_groups(values, values, [0.5], 1)
+    assert value == 51
+    assert width == pytest.approx(10, abs=2)
+
+
+def test_quantile_of_groups_that_are_all_alike_is_known():
+    values, groups = np.tile(np.arange(10.0), 20), np.repeat(np.arange(20), 10)
+    assert quantiles_of_groups(values, groups, [0.5, 0.9], 1) == [(4.5, 0), (pytest.approx(8.1), 0)]
+
+
+def test_quantile_of_one_group_has_no_interval():
+    ((value, width),) = quantiles_of_groups([1.0, 2.0, 3.0], [7, 7, 7], [0.5], 1)
+    assert value == 2 and np.isnan(width)
+
+
+def test_quantile_of_many_groups_agrees_with_plain_draws_of_them():
+    """Two hundred groups of fifty values around a middle of their own, more than the ranks that are told apart."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(200, 1)) + 0.3 * rng.normal(size=(200, 50))
+    plain = [np.quantile(values[rng.integers(0, 200, 200)], [0.5, 0.9]) for _ in range(1000)]
+    found = quantiles_of_groups(values.ravel(), np.repeat(np.arange(200), 50), [0.5, 0.9], 1)
+    for (value, width), q, spread in zip(found, (0.5, 0.9), np.std(plain, axis=0), strict=True):
+        assert value == np.quantile(values, q)
+        assert width == pytest.approx(1.97 * spread, rel=0.15)

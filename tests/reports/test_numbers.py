@@ -19,6 +19,9 @@ from edgewatt.reports.numbers import Quantity, axis, format_half_width, format_q
         (0.31234, 0.0123, "1", "0.312 ± 0.012"),
         (231.456, 1.7, "fps", "231.5 ± 1.7 FPS"),
         (12.5, 0.31, "1/s", "12.50 ± 0.31 /s"),
+        (12.5, 0.31, "tokens/s", "12.50 ± 0.31 tokens/s"),
+        (2.5e9, 1e8, "B/s", "2.50 ± 0.10 GB/s"),
+        (7.385e9, None, "MAC", "7.385 GMAC"),
     ],
 )
 def test_value_ends_where_its_uncertainty_ends(value, uncertainty, unit, text):

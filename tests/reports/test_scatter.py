@@ -84,3 +84,24 @@ def test_equal_runs_are_told_apart_by_their_ids():
 def test_numbers_of_points_on_each_other_share_one_text():
     runs = [run(0.0100, 1.0), run(0.0101, 1.001, size=320), run(0.05, 9.0, size=640)]
     assert sorted(text for _, _, text in scatter.crowds(scatter.planes(runs)[0])) == ["1, 2", "3"]
+
+
+def spoken(tpot_s, token_j, size):
+    more = (
+        Measurement("tpot_s", tpot_s, 0.001, "s", "window", 9, "by hand"),
+        Measurement("energy_per_token_j", token_j, 0.01, "J", "window/decode", 9, "by hand", "ina", "board"),
+        Measurement("energy_per_token_j", 2 * token_j, 0.01, "J", "decode", 9, "by hand", "ina", "board"),
+        Measurement("pope_f1", 0.8, 0.01, "1", "run", 9, "by hand"),
+    )
+    return bare_run(measurements=measured(1.0, 4.0) + more, spec={"size": size})
+
+
+def test_language_models_are_set_against_each_other_by_token():
+    planes = {p.title: p for p in scatter.planes([spoken(0.04, 0.3, 336), spoken(0.08, 0.2, 384), run(0.01, 1.0)])}
+    assert list(planes) == ["Energy by latency", "Energy of a token by its time", "POPE F1 by energy",
+                            "POPE F1 by latency"]  # fmt: skip
+    plane = planes["Energy of a token by its time"]
+    assert [(p.x, p.y) for p in plane.points] == [(0.04, 0.3), (0.08, 0.2)]  # in the items, not in a loop
+    assert (plane.y_label, plane.x_unit, plane.y_unit) == ("Energy per token (board)", "s", "J")
+    assert "no time per token decoded" in plane.left_out[0]
+    assert "no POPE F1" in planes["POPE F1 by energy"].left_out[0]

@@ -80,7 +80,7 @@ def test_run_without_power_says_so_in_words_and_shows_no_joule(tmp_path):
 
 def test_synthetic_weights_are_said_above_and_at_the_figure(tmp_path):
     text = shown(hand_run(flags=[Flag("synthetic_weights", ("ap", "ap50"), "seed 0")]), tmp_path).text
-    assert text.index("AP means nothing.") < text.index("Results")
+    assert text.index("answers mean nothing.") < text.index("Results")
     assert "AP 0.2345 void: synthetic weights" in text
 
 
@@ -166,7 +166,7 @@ def test_gain_that_nobody_states_is_not_shown_as_an_exact_sensor(tmp_path):
     parts = {"gain": 0.0, "edge": 0.0005}
     run = hand_run(measured=[dataclasses.replace(m, parts=parts) if m.parts else m for m in MEASURED])
     text = shown(run, tmp_path).text
-    assert "No gain error is stated for this sensor" in text
+    assert "No gain error of its own is stated for this sensor" in text
     assert "sensor's gain" not in text
 
 
@@ -360,3 +360,20 @@ def test_old_report_stays_whole_when_the_new_one_fails(tmp_path, monkeypatch):
 
 def test_title_can_be_chosen(tmp_path):
     assert "Table 2: the lab" in shown(hand_run(), tmp_path, title="Table 2: the lab").text
+
+
+def heads(text):
+    """The heads of the table of runs, between its first and its last column but one."""
+    return text.partition("Runs side by side Run ")[2].partition(" Repeats")[0]
+
+
+def test_language_models_have_columns_of_their_own(tmp_path):
+    spoken = [*MEASURED[:6], Measurement("ttft_s", 0.7, 0.02, "s", "window", 20, "by hand")]
+    spoken += [Measurement("decode_tokens_per_s", 25.0, 0.5, "1/s", "window", 240, "by hand")]
+    models = [hand_run(measured=spoken), hand_run(measured=spoken, id="another")]
+    assert heads(shown(models, tmp_path).text) == (
+        "Latency, median Time to first token, median Decoding speed Energy per inference"
+    )
+    mixed = heads(shown([models[0], hand_run(id="a detector")], tmp_path).text)
+    assert "Time to first token, median Decoding speed" in mixed
+    assert "Latency, p99 Throughput" in mixed, "a detector among them is still shown by its own figures"

@@ -73,3 +73,37 @@ class Sleeper:
                     eaten.append(b"x" * (16 << 20))
             case "exit":
                 sys.exit(3)
+
+
+class Talker:
+    """A language model's items: `vision`, a `prefill` of 10 + index tokens, and index steps of `decode`, `s` each.
+
+    `steps` is the number of steps of every item, where it is told; at step `hang_at` of item 3 it hangs.
+    """
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.params = params
+
+    def load(self) -> dict[str, Any]:
+        return {"engine": "talker", **self.params.get("engine", {})}
+
+    def run(self, index: int, mark: Any) -> int:
+        s = self.params["s"]
+        mark("vision")
+        time.sleep(s)
+        mark("prefill", 10 + index)
+        time.sleep(s)
+        steps = self.params.get("steps", index)
+        for step in range(steps):
+            mark("decode", 1)
+            time.sleep(600 if index == 3 and step + 1 == self.params.get("hang_at") else s)
+        if steps == 0:
+            mark("decode")
+        return index
+
+    def run_phase(self, phase: str, index: int) -> int:
+        time.sleep(self.params["s"])
+        return 10 + index if phase == "prefill" else index
+
+    def save(self, outputs: dict[int, Any], folder: Path) -> None:
+        (folder / "outputs.txt").write_text("".join(f"{k}\n" for k in sorted(outputs)))

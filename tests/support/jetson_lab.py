@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ TESTS = Path(__file__).resolve().parent.parent
 LAB = Path(os.environ.get("EDGEWATT_SHARED", TESTS.parent.parent / "shared")).resolve() / "lab" / "jetson"
 PROFILES = ("agx-orin-64gb-jp5", "orin-nano-8gb-jp6", "xavier-nx-jp4")
 UP_S, DOWN_S = 60.0, 30.0
+_NUMBERS = itertools.count()
 
 
 def why_not(jtop: bool = True) -> str | None:
@@ -71,7 +73,7 @@ class Bench:
 
         `ideal`: the sensor has 1 mA steps; `extra`: more words for `jetbench up`.
         """
-        self.name = f"{name}-{os.getpid()}"
+        self.name = f"{name}-{os.getpid()}-{next(_NUMBERS)}"
         self.python = python or sys.executable
         self.profile = dict(profile) if not isinstance(profile, str) else {"id": profile}
         self._is_named = isinstance(profile, str)

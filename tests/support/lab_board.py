@@ -16,6 +16,8 @@ from support.command import QUICK, executable
 from support.jetson_lab import Bench
 from support.sshd import Sshd
 
+SMALL = (*QUICK, "size=160", "threads=1")  # boards share two processors
+
 
 class LabBoard:
     """One board called `orin`; `over_ssh` is how the command reaches it."""
@@ -59,12 +61,12 @@ class LabBoard:
 
     def run(self, *settings: str, status: int = 0) -> dict[str, Any]:
         """A short run of FemtoDet."""
-        return self.json("run", "femtodet", "--device", "orin", *QUICK, *settings, status=status)
+        return self.json("run", "femtodet", "--device", "orin", *SMALL, *settings, status=status)
 
     def start_run(self, *settings: str) -> subprocess.Popen[str]:
         """A run begun; returns when its model works."""
-        process = self.start("run", "femtodet", "--device", "orin", "--json", *QUICK, *settings)
-        deadline = time.monotonic() + 60
+        process = self.start("run", "femtodet", "--device", "orin", "--json", *SMALL, *settings)
+        deadline = time.monotonic() + 120
         while not self.models():
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.05)

@@ -1,14 +1,12 @@
 """Which pictures a run works on, and what is said of files that are none."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from edgewatt.harness.api import UsageError
-from edgewatt.workloads.femtodet import cache, scenes
+from edgewatt.workloads import scenes
 from edgewatt.workloads.femtodet.ground_truth import fitting_variant
 from edgewatt.workloads.femtodet.pictures import pictures
 from support.picture_sets import coco, voc_object, write_coco, write_picture, write_voc
@@ -252,7 +250,7 @@ def test_voc_tree_gives_the_boxes_of_its_coco_conversion(shared):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Drawn scenes and the cache
+# Drawn scenes, and odd ones
 
 
 def test_without_data_scenes_are_drawn_and_it_is_said(cached):
@@ -263,51 +261,6 @@ def test_without_data_scenes_are_drawn_and_it_is_said(cached):
     assert "24 drawn scenes (seed 3) stand in" in found.warnings[0]
     assert len({p.sha256 for p in found.pictures}) == scenes.COUNT
     assert len(pictures(None, seed=3, limit=5).pictures) == 5
-
-
-def test_another_process_draws_the_same_scenes(cached, tmp_path):
-    """And another seed draws others."""
-    program = "from edgewatt.workloads.femtodet.pictures import pictures; print(pictures(None, seed=3).sha256)"
-    environment = os.environ | {"EDGEWATT_CACHE": str(tmp_path / "other cache"), "PYTHONHASHSEED": "7"}
-    told = subprocess.run(
-        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
-    ).stdout.strip()
-    assert pictures(None, seed=3).sha256 == told
-    assert pictures(None, seed=4).sha256 != told
-
-
-def test_cache_survives_a_maker_that_fails(cached):
-    def fail(folder):
-        (folder / "half").touch()
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UsageError, match="No space left on device"):
-        cache.made("thing", fail)
-    assert list((cached / "femtodet").iterdir()) == []
-    whole = cache.made("thing", lambda folder: (folder / "whole").touch())
-    assert [p.name for p in whole.iterdir()] == ["whole"]
-
-
-def test_cache_made_twice_at_the_same_time_is_one(cached):
-    """The second maker finishes while the first is still at it."""
-
-    def slow(folder):
-        (folder / "by").write_text("slow")
-        assert (cache.made("thing", lambda f: (f / "by").write_text("quick")) / "by").read_text() == "quick"
-
-    assert (cache.made("thing", slow) / "by").read_text() == "quick"
-    assert [p.name for p in (cached / "femtodet").iterdir()] == ["thing"]
-
-
-def test_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("EDGEWATT_CACHE", str(tmp_path / "file" / "cache"))
-    assert "set EDGEWATT_CACHE" in refusal(None)
-
-
-def test_user_s_cache_folder_is_used_without_the_variable(monkeypatch):
-    monkeypatch.delenv("EDGEWATT_CACHE")
-    assert cache.root().is_relative_to(Path.home())
 
 
 def test_folder_called_like_a_picture_is_counted_and_other_folders_are_named(folder):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edgewatt.harness.api import HarnessError
-from edgewatt.workloads.femtodet.preprocess import decoded, fill, fitted_size, read
+from edgewatt.workloads.femtodet.preprocess import fill, fitted_size, read
+from edgewatt.workloads.picture_files import decoded
 
 
 def buffer(size_px):

@@ -17,16 +17,8 @@ from edgewatt.workloads.femtodet.detections import Detections
 from edgewatt.workloads.femtodet.runner import FemtoDetRunner
 from edgewatt.workloads.femtodet.variants import COCO_CLASSES, VOC_CLASSES
 from edgewatt.workloads.femtodet.workload import PHASES, FemtoDet
+from support.here import Here
 from support.picture_sets import coco, voc_object, write_coco, write_voc
-
-
-class Here:
-    """A device that is this process: whatever is put on it, it finds where it was."""
-
-    agent_kind = "python"
-
-    def put(self, path):
-        return str(path)
 
 
 @pytest.fixture(scope="session")

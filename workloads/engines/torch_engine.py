@@ -23,7 +23,7 @@ class Torch(Engine):
     """
 
     def __init__(self, model: Path, input_shape: tuple[int, ...], threads: int, provider: str) -> None:
-        self._device = _device(provider)
+        self._device = torch_device(provider)
         threads = threads_used(threads)
         torch.set_num_threads(threads)
         net = _network(model)
@@ -61,7 +61,8 @@ class Torch(Engine):
             raise _failure(error, self.input.shape) from error
 
 
-def _device(provider: str) -> torch.device:
+def torch_device(provider: str) -> torch.device:
+    """The device that a provider's name stands for; UsageError if this torch has none such."""
     name = provider.lower()
     if name == "cpu" or (name == "cuda" and torch.cuda.is_available()):
         return torch.device(name)

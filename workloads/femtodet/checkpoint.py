@@ -22,12 +22,12 @@ from edgewatt.harness.api import UsageError
 from edgewatt.workloads.femtodet.layout import Form, state_layout
 from edgewatt.workloads.femtodet.synthetic import synthetic as synthetic
 from edgewatt.workloads.femtodet.variants import VARIANTS, Variant
+from edgewatt.workloads.foreign import listed, one_line
 
 State = dict[str, npt.NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _MOST_BYTES = 256 * 2**20  # a whole training checkpoint of the larger variant, optimiser and all, is under 12 MB
-_NAMED = 3  # keys named in a message; the rest is counted
 
 
 def load(path: Path, variant: Variant) -> State:
@@ -77,7 +77,7 @@ def _from_safetensors(path: Path, variant: Variant) -> State:
                 _check_dtype(path, key, str(s.get_dtype()))
             return _arranged(path, {key: file.get_tensor(name) for key, name in names.items()}, variant, form)
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a whole safetensors file ({_one_line(error)}); copy it again") from error
+        raise UsageError(f"{path}: not a whole safetensors file ({one_line(error)}); copy it again") from error
 
 
 def _from_torch(path: Path, variant: Variant) -> State:
@@ -89,7 +89,7 @@ def _from_torch(path: Path, variant: Variant) -> State:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UsageError(f"{path}: not a whole torch checkpoint ({_one_line(error)}); copy it again") from error
+        raise UsageError(f"{path}: not a whole torch checkpoint ({one_line(error)}); copy it again") from error
     if unpacked > _MOST_BYTES:
         raise UsageError(f"{path}: unpacks to {unpacked} bytes, a FemtoDet checkpoint has at most {_MOST_BYTES}")
     try:
@@ -97,13 +97,13 @@ def _from_torch(path: Path, variant: Variant) -> State:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"the type {found[1]}" if found else _one_line(error)
+        what = f"the type {found[1]}" if found else one_line(error)
         raise UsageError(
             f"{path}: refused, for it holds {what}, and unpickling that could run code; "
             "save its state_dict alone, best as safetensors"
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, ValueError, KeyError... for a damaged file
-        raise UsageError(f"{path}: not a whole torch checkpoint ({_one_line(error)}); copy it again") from error
+        raise UsageError(f"{path}: not a whole torch checkpoint ({one_line(error)}); copy it again") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds no state_dict, only a {type(content).__name__}; give a mmcv checkpoint")
@@ -115,7 +115,7 @@ def _from_torch(path: Path, variant: Variant) -> State:
     try:
         arrays = {key: tensors[name].detach().numpy() for key, name in names.items()}
     except (TypeError, RuntimeError) as error:  # sparse, or without values at all
-        raise UsageError(f"{path}: not all tensors are plain ones ({_one_line(error)}); save them dense") from error
+        raise UsageError(f"{path}: not all tensors are plain ones ({one_line(error)}); save them dense") from error
     return _arranged(path, arrays, variant, form)
 
 
@@ -165,11 +165,7 @@ def _faults(found: Shapes, variant: Variant, form: Form) -> list[str]:
     unexpected = [k for k in found if k not in wanted]
     reshaped = [f"{k} has {found[k]}, not {s}" for k, s in wanted.items() if k in found and found[k] != s]
     kinds = ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "of another shape"))
-    return [f"{len(keys)} {kind} ({_listed(keys)})" for keys, kind in kinds if keys]
-
-
-def _listed(keys: list[str]) -> str:
-    return ", ".join(_printable(k) for k in keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
+    return [f"{len(keys)} {kind} ({listed(keys)})" for keys, kind in kinds if keys]
 
 
 _DTYPES = ("F16", "F32", "F64", "I64", "I32", "float16", "float32", "float64", "int64", "int32")
@@ -191,12 +187,3 @@ def _arranged(path: Path, arrays: Mapping[str, npt.NDArray[Any]], variant: Varia
                     f"{path}: {key} holds values that are not finite; the training diverged or the file is damaged"
                 )
     return state
-
-
-def _one_line(error: BaseException) -> str:
-    return _printable(" ".join(str(error).split())) or type(error).__name__
-
-
-def _printable(text: str) -> str:
-    """Text out of a file, fit for a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:160])

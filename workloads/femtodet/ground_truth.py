@@ -11,13 +11,14 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
 from edgewatt.harness.api import UsageError
 from edgewatt.harness.plugins import nearest
 from edgewatt.workloads.femtodet.variants import VARIANTS, VOC_CLASSES, Variant
+from edgewatt.workloads.foreign import safe_name, shown
 
 OUTSIDE_PX = 1.0  # how far a box may reach beyond its picture: rounding, and VOC's pixels that count from 1
 
@@ -363,25 +364,6 @@ def _text_number(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Both
-
-
-def safe_name(source: Path, place: str, name: Any) -> str:
-    """A relative file name that stays inside its folder; UsageError otherwise."""
-    if not isinstance(name, str) or not name.strip():
-        raise UsageError(f"{source}: {place}: its file name is {shown(name)}; wanted the name of a picture")
-    path = PureWindowsPath(name)  # splits at both kinds of slash, and knows drives
-    if ".." in path.parts or path.anchor or not name.isprintable():
-        raise UsageError(
-            f"{source}: {place}: the file name {shown(name)} leads out of the folder of pictures; "
-            "wanted a plain name below it"
-        )
-    return name
-
-
-def shown(value: Any) -> str:
-    """A foreign value as it may be printed: quoted, its control characters escaped, short."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _listed(names: Sequence[Any]) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from edgewatt.harness.api import HarnessError
+from edgewatt.workloads import cache
 from edgewatt.workloads.engines import tensors
-from edgewatt.workloads.femtodet import cache, outputs
+from edgewatt.workloads.femtodet import outputs
 from edgewatt.workloads.femtodet.detections import Float32s, detections
-from edgewatt.workloads.femtodet.pictures import Picture
 from edgewatt.workloads.femtodet.preprocess import fill, read
+from edgewatt.workloads.picture_files import Picture
 
 PHASES = ("detect",)
 SAID = (

@@ -6,13 +6,13 @@ Source: the test pipeline of yh-pengtu/FemtoDet @ 2073227 (mmdet 2.23, mmcv's `i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgewatt.harness.api import HarnessError
+from edgewatt.workloads.picture_files import decoded
 
 Bytes = npt.NDArray[np.uint8]
 Float32s = npt.NDArray[np.float32]
@@ -32,22 +32,11 @@ def fitted_size(width_px: int, height_px: int, size_px: int) -> tuple[int, int]:
     return max(1, int(width_px * scale + 0.5)), max(1, int(height_px * scale + 0.5))
 
 
-def decoded(data: bytes) -> Bytes | None:
-    """The picture in `data` as BGR (height, width, 3), turned as its EXIF orientation asks; None if it is none.
+def read(path: Path) -> Bytes:
+    """The picture of a file, as `decoded`. HarnessError if the file is gone or is no picture.
 
     The official pipeline (mmcv's colour mode with OpenCV) turns pictures by EXIF too.
     """
-    if not data:
-        return None
-    try:
-        picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # such as a header that claims more pixels than OpenCV allows
-        return None
-    return picture  # type: ignore[no-any-return]
-
-
-def read(path: Path) -> Bytes:
-    """The picture of a file, as `decoded`. HarnessError if the file is gone or is no picture."""
     try:
         picture = decoded(path.read_bytes())
     except OSError as error:

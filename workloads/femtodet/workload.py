@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 from edgewatt.harness.api import Device, Flag, HarnessError, Job, Measurement, Score, UsageError, Workload
 from edgewatt.harness.flags import DRAWN_SCENES, SYNTHETIC_WEIGHTS
 from edgewatt.harness.plugins import nearest
+from edgewatt.workloads import cache
 from edgewatt.workloads.engines.registry import ENGINES
-from edgewatt.workloads.femtodet import cache, checkpoint, graph, native, outputs, quality
+from edgewatt.workloads.femtodet import checkpoint, graph, native, outputs, quality
 from edgewatt.workloads.femtodet.fold import folded
 from edgewatt.workloads.femtodet.ground_truth import GroundTruth, fitting_variant
-from edgewatt.workloads.femtodet.pictures import Picture, pictures
+from edgewatt.workloads.femtodet.pictures import pictures
+from edgewatt.workloads.picture_files import Picture
 
 SYNTHETIC = "synthetic"
 PHASES = ("preprocess", "detect", "postprocess")
@@ -73,7 +75,7 @@ class FemtoDet(Workload):
             state = checkpoint.synthetic(variant, self.seed)
         else:
             state = checkpoint.load(Path(self.weights), variant)
-        model = graph.write(cache.root() / "femtodet", folded(state, variant), variant)
+        model = graph.write(cache.home(), folded(state, variant), variant)
         artefacts = {f"model/{p.name}": _sha256(p) for p in sorted(model.parent.iterdir()) if p.is_file()}
         artefacts["pictures"] = chosen.sha256
         truth = None if chosen.truth is None else _truth_file(chosen.truth)

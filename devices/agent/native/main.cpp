@@ -1,6 +1,6 @@
 // The native agent: samples meters and runs jobs on the device, on the device's clock (docs/agent-protocol.md).
 //
-//     edgewatt-agent hello|clock|sample|run JOB.json
+//     edgewatt-agent hello|clock|sample|run|pulse JOB.json
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -102,6 +102,7 @@ void act(Agent& agent, const std::string& verb, const json::Value& job) {
     if (verb == "clock") clock(agent, job);
     if (verb == "sample") sample(agent, job);
     if (verb == "run") run(agent, job);
+    if (verb == "pulse") pulse(agent, job);
     if (verb == "call" || verb == "hold") throw Refused("`" + verb + "` calls Python functions, which the native agent cannot");
 }
 
@@ -197,7 +198,7 @@ void tell_crashes() {
 }  // namespace edgewatt
 
 int main(int argc, char** argv) {
-    const std::string verbs = "hello|clock|sample|call|hold|run", verb = argc == 3 ? argv[1] : "";
+    const std::string verbs = "hello|clock|sample|call|hold|run|pulse", verb = argc == 3 ? argv[1] : "";
     if (verb.empty() || ("|" + verbs + "|").find("|" + verb + "|") == std::string::npos || verb.find('|') != std::string::npos) {
         std::fprintf(stderr, "usage: edgewatt-agent %s JOB.json\n", verbs.c_str());
         return 2;

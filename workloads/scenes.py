@@ -8,9 +8,13 @@ next version may draw otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+
+from edgewatt.workloads import cache
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -18,6 +22,18 @@ COUNT = 24
 FORM = 2  # raised whenever the drawing changes
 # Width and height in pixels: what cameras and data sets give, wide and tall, below and above the network's input.
 SIZES_PX = ((640, 480), (480, 640), (500, 375), (640, 427), (333, 500), (320, 240), (1280, 720), (800, 600))
+
+
+def folder(seed: int) -> Path:
+    """A folder in the cache with the scenes of that seed as files."""
+
+    def draw(into: Path) -> None:
+        for k, picture in enumerate(scenes(seed)):
+            # JPEG as from a camera, so that reading it costs what reading a photograph does.
+            jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+            (into / f"scene_{k:02d}.jpg").write_bytes(jpeg.tobytes())
+
+    return cache.made(f"scenes-{FORM}-{seed}", draw)
 
 
 def scenes(seed: int) -> Iterator[Bytes]:

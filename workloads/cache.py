@@ -1,4 +1,4 @@
-"""Files made once and kept: graphs, ground truth, drawn scenes, each in a folder named by its content or recipe."""
+"""Files that workloads make once and keep, each in a folder named by its content or recipe: graphs, drawn scenes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ def root() -> Path:
     return Path(os.environ.get("EDGEWATT_CACHE") or platformdirs.user_cache_dir("edgewatt", appauthor=False)).absolute()
 
 
+def home() -> Path:
+    """The part of it that is the workloads'."""
+    return root() / "workloads"
+
+
 def made(name: str, make: Callable[[Path], object]) -> Path:
     """The cached folder `name`, whole: filled by `make(folder)` if it is not there yet.
 
     Several processes may do this at the same time: each fills a folder of its own, and the first to finish gives the
     name to its own. UsageError if the cache cannot be written.
     """
-    folder = root() / "femtodet" / name
+    folder = home() / name
     if folder.is_dir():
         return folder
     try:

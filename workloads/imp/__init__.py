@@ -1,0 +1,1 @@
+"""Imp: vision-language models of MILVLG (arXiv 2405.12107)."""

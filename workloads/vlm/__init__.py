@@ -1,0 +1,1 @@
+"""What MobileVLM and Imp share: one skeleton of tower, projector, splice and decoder, and all around it."""
