@@ -24,6 +24,9 @@ MOST_BLOCKS = 4096  # of a segment, for the search of the drift
 TRANSPORT_S = 2e-3  # the quickest may all be late by so much: a frame of USB 2.0 at full speed, and waking a reader
 SAME_S = 3e-3  # offsets closer than this are one: a millisecond lost is not to be told from one of waiting
 LIVE = 0.5  # a segment whose rows arrived in less than this share of the time they span, arrived in a burst
+SETTLED = (
+    2 / 3
+)  # in so much of a segment its quickest arrivals are found, unless they still wait for less and less time
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -70,7 +73,9 @@ def times(
     # one that is found later bounds all before it, which helps those that lasted too short a time.
     offsets = np.minimum.accumulate(np.minimum.reduceat(left_s, starts)[::-1])[::-1]
     # The rest of a backlog has no offset of its own: it is placed only where nothing can have been lost before it.
-    is_placed = _live(starts, x, arrival_s) | (np.diff(offsets, prepend=-np.inf) < SAME_S) | (len(starts) == 1)
+    is_live = _live(starts, x, arrival_s, left_s)
+    before = np.maximum.accumulate(np.r_[-np.inf, np.where(is_live, offsets, -np.inf)])[:-1]
+    is_placed = is_live | (offsets - before < SAME_S) | (len(starts) == 1)
     good = np.repeat(is_placed, np.diff(np.r_[starts, n]))
     starts, offsets = _merged(starts, offsets)
     lengths = np.diff(np.r_[starts, n])
@@ -95,7 +100,7 @@ def _drift(x: Floats, wait_s: Floats, arrival_s: Floats, starts: Ints, most: flo
     bx, by = x[block], wait_s[block]
     ends = np.r_[starts[1:], len(x)]
     # A segment counts as long as it lasts; one that arrived in a burst does not.
-    weight = (x[ends - 1] - x[starts]).clip(0) * (_live(starts, x, arrival_s) | (len(starts) == 1))
+    weight = (x[ends - 1] - x[starts]).clip(0) * (_live(starts, x, arrival_s, wait_s) | (len(starts) == 1))
     if weight.sum() <= 0:
         return 0.0
     # The middle in time: rows are even, unless many came at once or are missing.
@@ -147,10 +152,14 @@ def _merged(starts: Ints, offsets: Floats) -> tuple[Ints, Floats]:
     return np.array(kept, np.int64), np.array(least)
 
 
-def _live(starts: Ints, x: Floats, arrival_s: Floats) -> npt.NDArray[np.bool_]:
-    """Which stretches of rows arrived as they were made, and not, like what is left of a backlog, all at once."""
-    ends = np.r_[starts[1:], len(x)] - 1
-    return np.asarray((arrival_s[ends] - arrival_s[starts] >= LIVE * (x[ends] - x[starts])) & (ends > starts))
+def _live(starts: Ints, x: Floats, arrival_s: Floats, wait_s: Floats) -> npt.NDArray[np.bool_]:
+    """Which stretches of rows arrived as they were made, and not, like what is left of a backlog, quicker and quicker:
+    all at once, or until the end each a little less late."""
+    ends = np.r_[starts[1:], len(x)]
+    is_quick = arrival_s[ends - 1] - arrival_s[starts] < LIVE * (x[ends - 1] - x[starts])
+    thirds = np.column_stack([starts, np.minimum(starts + np.round(SETTLED * (ends - starts)).astype(int), ends - 1)])
+    least_s = np.minimum.reduceat(wait_s, thirds.ravel()).reshape(-1, 2)
+    return ~is_quick & (ends - starts > 1) & (least_s[:, 0] - least_s[:, 1] < SAME_S)
 
 
 def _scatter(x: Floats, late_s: Floats, arrival_s: Floats, starts: Ints) -> float:
@@ -158,6 +167,6 @@ def _scatter(x: Floats, late_s: Floats, arrival_s: Floats, starts: Ints) -> floa
     span_s = max(float(x[-1] - x[0]), 1e-9)
     rows = max(BLOCK_ROWS, round(BLOCK_S * len(x) / span_s))
     edges = np.unique(np.r_[starts, np.arange(0, len(x), rows)])
-    live = _live(edges, x, arrival_s)
+    live = _live(edges, x, arrival_s, late_s)
     quickest = np.minimum.reduceat(late_s, edges)
     return float(np.max(quickest[live] if live.any() else quickest))

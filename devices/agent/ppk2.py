@@ -39,9 +39,8 @@ TRIES, ANSWER_S, PAUSE_S = 3, 1.0, 0.3  # for the metadata: how often, how long 
 INPUTS = tuple(f"D{k}" for k in range(8))
 BELIEVED = 1.5  # times the limit: no current above that passes through the meter
 SILENCE_NS = 50_000_000  # a port silent for so long may have lost anything
-USUAL_NS = 1_000_000_000  # how far back the usual lateness is looked for
+USUAL_NS = 1_000_000_000  # how far back the usual lateness is looked for, and how long after a silence none is known
 UNSEEN_NS = 2_500_000  # a loss of less time than this is not to be told from waiting
-SETTLED_NS = 500_000_000  # how long until the lateness after a break is known
 
 
 class Decoder:
@@ -63,8 +62,10 @@ class Decoder:
         self._sums: Any = None
         self._first_group = 0
         self._now_ns = 0
+        self._silence_ns: int | None = None  # when the last one ended, until the usual lateness since is known
+        self._cut_ns = 0
         self._lateness: deque[tuple[int, int]] = deque()
-        self._before_break: int | None = None
+        self._before_break: int | None = None  # usual lateness, until it is known how much the breaks since have cost
         self._break_ns = 0
         self._told: dict[str, Any] = {}
 
@@ -152,6 +153,7 @@ class Decoder:
             ahead -= len(piece.words) + piece.missing
             self._add(piece.words)
             rows += self._complete()
+        self._cut()
         if pieces:
             self._note_lateness(now_ns)
         return rows
@@ -181,7 +183,10 @@ class Decoder:
             return []
         self._breaks += piece.is_break
         self._lost += piece.missing
-        usual = min((late for _, late in self._lateness), default=None)
+        usual = self._usual_ns()
+        if was_silent:
+            self._lateness.clear()
+            self._silence_ns = self._cut_ns = now_ns
         # Arrivals are never early: one that leaves little room for more says that hardly more can be missing.
         late = now_ns - round((self._n + ahead) * 1e9 / SAMPLE_HZ)
         is_exact = piece.thrown > 0 and abs(piece.thrown / 4 - piece.missing) <= 1
@@ -191,14 +196,42 @@ class Decoder:
             return []
         rows = self._flushed()
         self._n += piece.missing
-        self._before_break, self._break_ns = usual, now_ns
+        self._before_break = usual if self._before_break is None else self._before_break
+        self._break_ns = now_ns
         self._new_segment()
         return rows
+
+    def _usual_ns(self) -> int | None:
+        """The lateness of the quickest arrivals; None where they may all be of a backlog.
+
+        What waited during a silence comes late, and less and less so. If the rest of it is lost meanwhile, what is new
+        comes no later than what waited did: the loss does not show.
+        """
+        if self._silence_ns is not None and self._now_ns - self._silence_ns < USUAL_NS:
+            return None
+        half_ns = self._now_ns - USUAL_NS // 2
+        older = [late for at, late in self._lateness if at <= half_ns]
+        newer = [late for at, late in self._lateness if at > half_ns]
+        quickest = [min(part) for part in (older, newer) if part]
+        return min(quickest) if quickest and max(quickest) - min(quickest) < UNSEEN_NS else None
+
+    def _cut(self) -> None:
+        """Another segment, again and again after a silence, until the usual lateness is known.
+
+        Of what waited whole turns of the counter may be lost, which nothing shows. Where nothing was, the arrivals put
+        the segments together again.
+        """
+        if self._silence_ns is None or self._now_ns - self._cut_ns < SILENCE_NS:
+            return
+        if self._usual_ns() is None:
+            self._segment += 1
+            self._cut_ns = self._now_ns
+        else:
+            self._silence_ns = None
 
     def _new_segment(self) -> None:
         self._segment += 1
         self._sums = None
-        self._lateness.clear()
 
     def _note_lateness(self, now_ns: int) -> None:
         """The lateness of the last second; and how many words a break has cost, once it can be told by arrival."""
@@ -206,10 +239,12 @@ class Decoder:
         self._lateness.append((now_ns, late))
         while now_ns - self._lateness[0][0] > USUAL_NS:
             self._lateness.popleft()
-        if self._before_break is not None and now_ns - self._break_ns > SETTLED_NS:
-            more_ns = min(late for _, late in self._lateness) - self._before_break
-            self._lost += max(0, round(more_ns * 1e-9 * SAMPLE_HZ / COUNTER)) * COUNTER
-            self._before_break = None
+        if self._before_break is not None and now_ns - self._break_ns > USUAL_NS:
+            usual = self._usual_ns()
+            if usual is not None:
+                more_s = (usual - self._before_break) * 1e-9
+                self._lost += max(0, round(more_s * SAMPLE_HZ / COUNTER)) * COUNTER
+                self._before_break = None
 
     def _add(self, words: Any) -> None:
         """Sums of each group's samples: how many, how many make sense, their current, those over the limit, inputs."""

@@ -152,6 +152,9 @@ class Words:
             same = int(like.argmax())
             if like[same] < COUNTER or (np.delete(like, same) > LIKE * COUNTER).any():
                 continue
+            readings = every[at : at + COUNTER] & 0x1FFFF
+            if (readings[1:] == readings[:-1]).sum() > LIKE * COUNTER:  # a steady load that has just begun
+                continue
             lag = (turns - same) * COUNTER
             reach = min(COUNTER, at - len(before), at - lag)
             differs = (every[at - reach : at] != every[at - reach - lag : at - lag]).nonzero()[0]

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edgewatt.devices import arrival
 from edgewatt.devices.agent.ppk2 import Decoder, facts
 from edgewatt.devices.agent.serial_port import MeterError
 from edgewatt.devices.host import Host
@@ -215,9 +217,10 @@ def test_whole_turns_of_the_counter_that_come_twice_are_known_by_their_noise(twi
     assert sum(right) >= len(means) - 2 and len(means) >= 58
 
 
-def test_load_without_noise_is_not_taken_for_a_repetition() -> None:
+@pytest.mark.parametrize("stay", [6010, 700, 130])
+def test_load_without_noise_is_not_taken_for_a_repetition(stay: int) -> None:
     made = decoder()
-    got = rows(made, words([30] * 6010))
+    got = rows(made, words([30 + k // stay for k in range(6010)]))
     assert len(got) == 60 and made.notes["bytes_duplicated"] == 0 and made.notes["words"] == 6008
 
 
@@ -268,15 +271,68 @@ def test_current_that_cannot_be_is_in_no_mean_but_over_the_limit() -> None:
 
 @pytest.mark.parametrize("lost", [64, 640, 1000, 6400, 100_001])
 def test_loss_that_the_counter_does_not_show_begins_a_segment_or_is_told_by_arrival(lost: int) -> None:
-    _, data = stream(100_000 + lost)
+    _, data = stream(160_000 + lost)
     made, got = decoder(), []
-    for k in range(0, 4 * 100_000, 2000):  # the first 20 000, then none for as long as it took to make the lost ones
+    for k in range(0, 4 * 160_000, 2000):  # the first 20 000, then none for as long as it took to make the lost ones
         at = k if k < 80_000 else k + 4 * lost
         now_ns = 5 * SECOND + (at + 2000) * 2500
         got += made.take(data[at : at + 2000], now_ns)
     assert sane(got)
     if lost > 1000:
-        assert got[-1][0] == 1 and made.notes["words_lost"] == pytest.approx(lost, abs=40)
+        assert got[-1][0] >= 1 and made.notes["words_lost"] == pytest.approx(lost, abs=40)
+
+
+@pytest.fixture(scope="module")
+def dated() -> bytes:
+    """5 s of words, of which each reading tells when it was made, to 7 ms."""
+    return words([k // 700 for k in range(500_000)])
+
+
+@pytest.mark.parametrize(
+    "stood_s, waited, drained_s",
+    [
+        (0.7, 1024, 0.003),
+        (0.7, 16_384, 0.05),
+        (0.7, 60_000, 0.3),
+        (0.7, 60_010, 0.3),
+        (0.7, 110_000, 0.55),
+        (1.5, 230_000, 1.2),
+        (1.5, 235_200, 1.2),
+        (1.5, 250_000, 1.2),
+    ],
+)
+def test_what_waited_is_never_taken_for_what_is_new(
+    dated: bytes, stood_s: float, waited: int, drained_s: float
+) -> None:
+    """A port stands still; the first `waited` words since come within `drained_s`, the rest never: new ones do.
+
+    Of some the counter shows no loss.
+    """
+    made, got, came_s = decoder(), [], []
+
+    def send(first: int, last: int, began_s: float, ended_s: float) -> None:
+        """Words first to last, the last of them at `ended_s`, in pieces of 500."""
+        n = -(-(last - first) // 500)
+        for k in range(n):
+            piece = dated[4 * (first + 500 * k) : 4 * min(first + 500 * k + 500, last)]
+            now_s = 5 + began_s + (ended_s - began_s) * (k + 1) / n
+            more = made.take(piece, round(now_s * SECOND))
+            got.extend(more)
+            came_s.extend([now_s] * len(more))
+
+    again_s = 1 + stood_s
+    new_s = again_s + drained_s
+    new = round(new_s * 100_000)
+    send(0, 100_000, 0, 1)
+    send(100_000, 100_000 + waited, again_s, new_s)
+    send(new, new + 150_000, new_s, new_s + 1.5)
+    segment, end_s = np.array([s for s, _, _ in got]), np.array([end for _, end, _ in got])
+    made_s = np.array([values[2] for _, _, values in got]) / STEP_A * 700e-5
+    placed = arrival.times(segment, end_s, np.array(came_s))
+    assert np.nanmax(np.abs(placed.t_s - 5 - made_s)) < 7e-3 + placed.bound_s  # none where it does not belong
+    is_placed = np.isfinite(placed.t_s)
+    assert is_placed[made_s < 0.98].all() and is_placed[made_s > new_s + 0.3].all()
+    assert made.notes["words_lost"] // 64 == pytest.approx((new - 100_000 - waited) // 64, abs=2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
