@@ -155,6 +155,8 @@ def test_fault_of_a_ppk2_is_a_gap_and_never_a_wrong_joule(
         found, true_j = used(trace, start, end), lab.truth(start, end)["total_joules"]
         assert abs(found.energy_j - true_j) <= found.uncertainty_j, (found, true_j, trace.facts)
         gaps_s = np.diff(trace.t_s)
+        if fault == "stall":  # what waited comes late, as far as the emulated meter had room for it
+            least_gap_s = min(least_gap_s, lab.status()["bytes_lost"] / 400_000 - 0.01)
         assert gaps_s.max() >= least_gap_s - 2 * trace.facts["clock_bound_s"] and end - start > 3
         assert (trace.facts["gaps_over_limit"] > 0) == (gaps_s.max() > 0.003)
         if least_gap_s > 0.05:
