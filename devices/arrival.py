@@ -159,7 +159,8 @@ def _live(starts: Ints, x: Floats, arrival_s: Floats, wait_s: Floats) -> npt.NDA
     is_quick = arrival_s[ends - 1] - arrival_s[starts] < LIVE * (x[ends - 1] - x[starts])
     thirds = np.column_stack([starts, np.minimum(starts + np.round(SETTLED * (ends - starts)).astype(int), ends - 1)])
     least_s = np.minimum.reduceat(wait_s, thirds.ravel()).reshape(-1, 2)
-    return ~is_quick & (ends - starts > 1) & (least_s[:, 0] - least_s[:, 1] < SAME_S)
+    is_live = ~is_quick & (ends - starts > 1) & (least_s[:, 0] - least_s[:, 1] < SAME_S)
+    return np.asarray(is_live, np.bool_)
 
 
 def _scatter(x: Floats, late_s: Floats, arrival_s: Floats, starts: Ints) -> float:

@@ -1,8 +1,12 @@
 """What tests of workloads may ask for."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from support import vqa_files
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +18,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[str], Path]:
+    """The files of a benchmark, by its name, where they may be changed."""
+    return lambda name: shutil.copytree(vqa_files.golden(name), tmp_path / name)

@@ -113,7 +113,7 @@ def test_model_bytes_are_those_of_what_is_held(architecture, precision, exact, e
     assert 0 < buffers < 1000
     assert facts["model_bytes"] - buffers == bytes_by_hand(architecture, each)
     fast = not exact
-    assert memory.needed(architecture, precision, 10, fast=fast).weights == bytes_by_hand(architecture, each)
+    assert memory.Asked(architecture, precision, 10, fast=fast).needed().weights == bytes_by_hand(architecture, each)
 
 
 def test_parameters_are_counted_with_and_without_those_never_run():
@@ -305,28 +305,28 @@ def test_loading_holds_the_model_and_one_tensor(large, kind, precision):
     ],
 )  # fmt: skip
 def test_needed_memory_is_that_of_the_weights_and_some(variant, precision, least_gb, most_gb):
-    assert least_gb * 1e9 < memory.needed(variant.architecture, precision, 1000).peak < most_gb * 1e9
+    assert least_gb * 1e9 < memory.Asked(variant.architecture, precision, 1000).needed().peak < most_gb * 1e9
 
 
 def test_the_cache_is_counted():
     """MobileLLaMA 1.4B takes 196,608 bytes a position in 16 bits (24 layers, 2048 wide, keys and values)."""
     v1 = MOBILEVLM["v1-1.7b"].architecture
-    long, short = (memory.needed(v1, "bf16", n) for n in (2000, 1000))
+    long, short = (memory.Asked(v1, "bf16", n).needed() for n in (2000, 1000))
     assert long.cache - short.cache == 1000 * 196_608
-    assert memory.needed(v1, "fp32", 1000).cache == 2 * short.cache
+    assert memory.Asked(v1, "fp32", 1000).needed().cache == 2 * short.cache
 
 
 def test_too_little_memory_is_refused_with_both_figures_and_what_would_fit():
     architecture = MOBILEVLM["v1-1.7b"].architecture
     with pytest.raises(UsageError) as error:
-        memory.check(architecture, "fp32", 500, left=5_000_000_000)
+        memory.check(memory.Asked(architecture, "fp32", 500), left=5_000_000_000)
     assert "precision=fp32 takes 7." in str(error.value) and "5.00 GB are left" in str(error.value)
     assert "set precision to bf16" in str(error.value)
     with pytest.raises(UsageError, match="set precision to int8"):
-        memory.check(architecture, "bf16", 500, left=3_000_000_000)
+        memory.check(memory.Asked(architecture, "bf16", 500), left=3_000_000_000)
     with pytest.raises(UsageError, match="free some, or choose a smaller variant"):
-        memory.check(architecture, "int4", 500, left=1_000_000_000)
-    assert memory.check(architecture, "int4", 500, left=8_000_000_000).peak < 3e9
+        memory.check(memory.Asked(architecture, "int4", 500), left=1_000_000_000)
+    assert memory.check(memory.Asked(architecture, "int4", 500), left=8_000_000_000).peak < 3e9
 
 
 def group(root, path, **files):

@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT
 from edgewatt.workloads.vqa import dataset, gqa, mmbench, mme, pope, scienceqa, textvqa
 from edgewatt.workloads.vqa.scored import measurements
+from support.vqa_files import GOLDEN, golden
 
-GOLDEN = ROOT / "tests" / "data" / "vqa"
-FOLDERS = {"gqa": "gqa", "pope": "pope", "textvqa": "textvqa", "scienceqa": "sqa", "mme": "mme/ground_truth"}
-OPENED = {name: dataset.open(name, GOLDEN / FOLDERS.get(name, name), with_pictures=False) for name in dataset.NAMES}
+OPENED = {name: dataset.open(name, golden(name), with_pictures=False) for name in dataset.NAMES}
 
 OPTIONS = {"A": "circle", "B": "square", "C": "star", "D": "cross"}
 WORDS = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewatt.harness.api import UsageError
+from edgewatt.workloads.foreign import listed
 from edgewatt.workloads.vlm import layouts, quantised
 from edgewatt.workloads.vlm.network import Vlm
 from edgewatt.workloads.vlm.quantise import Ties
@@ -83,7 +84,7 @@ def load(
             progress(loaded, total)
     missing = vlm.missing()
     if missing:
-        raise UsageError(f"{len(missing)} tensors are missing ({_listed(missing)}); is the checkpoint whole?")
+        raise UsageError(f"{len(missing)} tensors are missing ({listed(missing)}); is the checkpoint whole?")
     _give_back_small_blocks()
     compute = COMPUTE[precision]
     return {
@@ -177,7 +178,3 @@ def _give_back_small_blocks() -> None:
 
 def _numel(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
-
-
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -40,38 +40,35 @@ class Needed:
         return self.process + self.weights + max(self.loading, self.cache + self.activations)
 
 
-def needed(
-    architecture: Architecture,
-    precision: Precision,
-    tokens: int,
-    *,
-    pictures: int = 1,
-    stored_bytes: int = 2,
-    fast: bool = True,
-) -> Needed:
-    """What a run takes, from above.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be run."""
 
-    Args:
-        tokens: the longest prompt, pictures' places included, and what may be said after it.
-        pictures: of one prompt; they go through the tower together.
-        stored_bytes: of a number in the checkpoint.
-        fast: int4 on a CPU by its fast kernel, which keeps more than the 4 bits and their scale.
-    """
-    shapes = {k: s for k, s in layouts.official_keys(architecture).items() if layouts.is_run(architecture, k)}
-    largest = max(math.prod(s) for s in shapes.values())
-    number = 4 if precision == "fp32" else 2
-    text, vision = architecture.text, architecture.vision
-    # Per token: the layer's inputs and outputs and those of its wider half, some of them in float32.
-    wide = max(
-        tokens * (8 * text.hidden + 4 * text.mlp),
-        pictures * vision.positions * (8 * vision.hidden + 4 * vision.mlp),
-    )
-    return Needed(
-        weights=sum(_held(k, s, precision, fast) for k, s in shapes.items()),
-        loading=largest * (stored_bytes + (1 if precision in ("int4", "int8") else 0)),
-        cache=(tokens + _ROOM) * cost.kv_bytes_per_token(architecture, number),
-        activations=4 * (wide + 2 * text.vocab),
-    )
+    architecture: Architecture
+    precision: Precision
+    tokens: int  # the longest prompt, pictures' places included, and what may be said after it
+    pictures: int = 1  # of one prompt; they go through the tower together
+    stored_bytes: int = 2  # of a number in the checkpoint
+    fast: bool = True  # int4 on a CPU by its fast kernel, which keeps more than the 4 bits and their scale
+
+    def needed(self) -> Needed:
+        """What it takes, from above."""
+        architecture, precision = self.architecture, self.precision
+        shapes = {k: s for k, s in layouts.official_keys(architecture).items() if layouts.is_run(architecture, k)}
+        largest = max(math.prod(s) for s in shapes.values())
+        number = 4 if precision == "fp32" else 2
+        text, vision = architecture.text, architecture.vision
+        # Per token: the layer's inputs and outputs and those of its wider half, some of them in float32.
+        wide = max(
+            self.tokens * (8 * text.hidden + 4 * text.mlp),
+            self.pictures * vision.positions * (8 * vision.hidden + 4 * vision.mlp),
+        )
+        return Needed(
+            weights=sum(_held(k, s, precision, self.fast) for k, s in shapes.items()),
+            loading=largest * (self.stored_bytes + (1 if precision in ("int4", "int8") else 0)),
+            cache=(self.tokens + _ROOM) * cost.kv_bytes_per_token(architecture, number),
+            activations=4 * (wide + 2 * text.vocab),
+        )
 
 
 def available(root: Path = Path("/")) -> int:
@@ -79,32 +76,19 @@ def available(root: Path = Path("/")) -> int:
     return min([psutil.virtual_memory().available, *_left_in_groups(root)])
 
 
-def check(
-    architecture: Architecture,
-    precision: Precision,
-    tokens: int,
-    *,
-    pictures: int = 1,
-    stored_bytes: int = 2,
-    fast: bool = True,
-    left: int | None = None,
-) -> Needed:
-    """What a run takes (see `needed`), if that much is left; `left`: bytes, None: `available`.
+def check(asked: Asked, left: int | None = None) -> Needed:
+    """What it takes, if that much is left; `left`: bytes, None: `available`.
 
     Raises:
         UsageError: less is left; both figures and the next step.
     """
-
-    def at(precision: Precision) -> Needed:
-        return needed(architecture, precision, tokens, pictures=pictures, stored_bytes=stored_bytes, fast=fast)
-
-    wanted, left = at(precision), available() if left is None else left
+    wanted, left = asked.needed(), available() if left is None else left
     if wanted.peak <= left:
         return wanted
-    fitting = [p for p in _SMALLER[precision] if at(p).peak <= left]
+    fitting = [p for p in _SMALLER[asked.precision] if replace(asked, precision=p).needed().peak <= left]
     raise UsageError(
-        f"precision={precision} takes {_gb(wanted.peak)} of memory (weights {_gb(wanted.weights)}, cache of "
-        f"{tokens} tokens {_gb(wanted.cache)}, activations {_gb(wanted.activations)}), and {_gb(left)} are left; "
+        f"precision={asked.precision} takes {_gb(wanted.peak)} of memory (weights {_gb(wanted.weights)}, cache of "
+        f"{asked.tokens} tokens {_gb(wanted.cache)}, activations {_gb(wanted.activations)}), and {_gb(left)} are left; "
         + (f"set precision to {fitting[0]}, or free some" if fitting else "free some, or choose a smaller variant")
     )
 

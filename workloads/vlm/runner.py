@@ -258,9 +258,7 @@ def loaded(
     on_cpu = device.type == "cpu"
     stored_bytes = 4 if opened is not None and opened.dtype in ("F32", "F64") else 2
     fast, left = on_cpu and not params["exact"], None if on_cpu else _left_on_gpu(device)
-    needed = memory.check(
-        what, precision, tokens, pictures=pictures_each, stored_bytes=stored_bytes, fast=fast, left=left
-    )
+    needed = memory.check(memory.Asked(what, precision, tokens, pictures_each, stored_bytes, fast), left)
     net = network.empty(what)
     wanted = net.official_keys()
     if opened is None:
