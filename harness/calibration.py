@@ -32,6 +32,7 @@ MOST = 20_000  # readings that are fitted: more say no more, and take long
 EXPLAINED = 0.8  # share of the readings' variance that a fit must explain
 LINEAR = 0.1  # the most a level may be off the line, as a share of the range of powers
 VARIES = 0.05  # range of powers, as a share of their mean, below which gain and offset cannot be told apart
+NOISE_RANGE = 5.0  # times the noise of one reading: more lies between the 5 % and the 95 % quantile of no noise (3.3)
 LEVELS = 6  # stretches of the power's range by which linearity is looked at
 WIDTH = 12  # of the grids, in steps to each side
 
@@ -322,6 +323,12 @@ def _flat(data: _Data) -> Fit | None:
     noise = float(np.median(np.abs(np.diff(data.value)))) * 1.05  # of one reading: differences' median by sqrt(2) 0.67
     if high - low > max(VARIES * abs(float(m.mean())), 2 * noise):
         return None
+    least, most = np.quantile(data.value, [0.05, 0.95])
+    if most - least > max(VARIES * abs(float(data.value.mean())), NOISE_RANGE * noise):
+        raise FitError(
+            f"the sensor showed {least:.3g} to {most:.3g} W while the reference stayed between {low:.3g} and "
+            f"{high:.3g} W; is it the same device's power?"
+        )
     if not (m.mean() > 0 and data.value.mean() > 0):
         raise FitError(f"powers of {m.mean():.3g} W and {data.value.mean():.3g} W on average: nothing to be compared")
     gain, gain_error = statistics.ratio_of_sums(

@@ -98,6 +98,14 @@ def test_a_power_that_stands_still_gives_the_gain_alone():
     assert "the gain alone" in f.words
 
 
+@pytest.mark.parametrize("own", [sensor(), sensor(noise_w=0.5), sensor(period_s=1.0, averaging_s=2.0)])
+def test_a_sensor_that_moves_while_the_reference_stands_still_is_refused(own):
+    truth = reference()
+    still = np.full((len(truth.t_s), 1), 5.0)
+    with pytest.raises(calibration.FitError, match=r"sensor showed .* W while the reference stayed between 5 and 5 W"):
+        fitted(own, Trace("supply", "boottime", truth.channels, truth.t_s, still))
+
+
 def test_a_sensor_of_something_else_is_refused_with_figures():
     own = sensor()
     other = np.random.default_rng(5).permutation(own.values[:, 0])

@@ -77,13 +77,13 @@ class LabBoard:
         found: dict[str, Any] = self.json("show", "latest", status=status)
         return found
 
-    def agents(self) -> list[int]:
-        """Every agent that runs on the board now."""
-        return [pid for pid, _ in self._agents()]
+    def agents(self, verb: str = "") -> list[int]:
+        """Every agent that runs on the board now, or those that do `verb`."""
+        return [pid for pid, words in self._agents() if not verb or verb in words]
 
     def models(self) -> list[int]:
         """Agents that run a model on the board now."""
-        return [pid for pid, words in self._agents() if "run" in words]
+        return self.agents("run")
 
     def _agents(self) -> list[tuple[int, list[str]]]:
         place = self.bench.namespace()
