@@ -71,9 +71,10 @@ def times(
     left_s = wait_s - drift * x
     # What is lost, or passes while a port is closed, puts the meter's clock further behind: an offset never falls. So
     # one that is found later bounds all before it, which helps those that lasted too short a time.
-    offsets = np.minimum.accumulate(np.minimum.reduceat(left_s, starts)[::-1])[::-1]
+    own = np.minimum.reduceat(left_s, starts)
+    offsets = np.minimum.accumulate(own[::-1])[::-1]
     # The rest of a backlog has no offset of its own: it is placed only where nothing can have been lost before it.
-    is_live = _live(starts, x, arrival_s, left_s)
+    is_live = _live(starts, x, arrival_s) & _settled(starts, left_s) & (own - offsets < SAME_S)
     before = np.maximum.accumulate(np.r_[-np.inf, np.where(is_live, offsets, -np.inf)])[:-1]
     is_placed = is_live | (offsets - before < SAME_S) | (len(starts) == 1)
     good = np.repeat(is_placed, np.diff(np.r_[starts, n]))
@@ -90,6 +91,16 @@ def times(
     return Times(t_s, bound_s, drift, late, tuple(int(k) for k in starts), int((~good).sum()))
 
 
+def times_of_answers(middle_s: Floats, arrival_s: Floats) -> Times:
+    """Times of rows (n,) that were asked for: the middle of question and answer on our clock, off by half of what lay
+    between them at most; the longest one in a hundred are left out of that bound."""
+    late_s = arrival_s - middle_s
+    if len(late_s) == 0:
+        return Times(np.empty(0), TRANSPORT_S, 0.0, (0.0, 0.0), (), 0)
+    late = (float(np.median(late_s)), float(late_s.max()))
+    return Times(middle_s, max(TRANSPORT_S, float(np.quantile(late_s, 0.99))), 0.0, late, (0,), 0)
+
+
 def _drift(x: Floats, wait_s: Floats, arrival_s: Floats, starts: Ints, most: float) -> float:
     """The drift with which the lines below the arrivals of all segments, each with its own offset, lie highest.
 
@@ -100,7 +111,7 @@ def _drift(x: Floats, wait_s: Floats, arrival_s: Floats, starts: Ints, most: flo
     bx, by = x[block], wait_s[block]
     ends = np.r_[starts[1:], len(x)]
     # A segment counts as long as it lasts; one that arrived in a burst does not.
-    weight = (x[ends - 1] - x[starts]).clip(0) * (_live(starts, x, arrival_s, wait_s) | (len(starts) == 1))
+    weight = (x[ends - 1] - x[starts]).clip(0) * (_live(starts, x, arrival_s) | (len(starts) == 1))
     if weight.sum() <= 0:
         return 0.0
     # The middle in time: rows are even, unless many came at once or are missing.
@@ -152,15 +163,18 @@ def _merged(starts: Ints, offsets: Floats) -> tuple[Ints, Floats]:
     return np.array(kept, np.int64), np.array(least)
 
 
-def _live(starts: Ints, x: Floats, arrival_s: Floats, wait_s: Floats) -> npt.NDArray[np.bool_]:
-    """Which stretches of rows arrived as they were made, and not, like what is left of a backlog, quicker and quicker:
-    all at once, or until the end each a little less late."""
-    ends = np.r_[starts[1:], len(x)]
-    is_quick = arrival_s[ends - 1] - arrival_s[starts] < LIVE * (x[ends - 1] - x[starts])
-    thirds = np.column_stack([starts, np.minimum(starts + np.round(SETTLED * (ends - starts)).astype(int), ends - 1)])
-    least_s = np.minimum.reduceat(wait_s, thirds.ravel()).reshape(-1, 2)
-    is_live = ~is_quick & (ends - starts > 1) & (least_s[:, 0] - least_s[:, 1] < SAME_S)
-    return np.asarray(is_live, np.bool_)
+def _live(starts: Ints, x: Floats, arrival_s: Floats) -> npt.NDArray[np.bool_]:
+    """Which stretches of rows arrived as they were made, and not, like what is left of a backlog, all at once."""
+    ends = np.r_[starts[1:], len(x)] - 1
+    return np.asarray((arrival_s[ends] - arrival_s[starts] >= LIVE * (x[ends] - x[starts])) & (ends > starts))
+
+
+def _settled(starts: Ints, late_s: Floats) -> npt.NDArray[np.bool_]:
+    """Which stretches were not, like what drains out of a backlog slowly, less and less late up to their end."""
+    ends = np.r_[starts[1:], len(late_s)]
+    rest = np.minimum(starts + np.round(SETTLED * (ends - starts)).astype(np.int64), ends - 1)
+    first_s, rest_s = np.minimum.reduceat(late_s, np.column_stack([starts, rest]).ravel()).reshape(-1, 2).T
+    return np.asarray(first_s - rest_s < SAME_S)
 
 
 def _scatter(x: Floats, late_s: Floats, arrival_s: Floats, starts: Ints) -> float:
@@ -168,6 +182,6 @@ def _scatter(x: Floats, late_s: Floats, arrival_s: Floats, starts: Ints) -> floa
     span_s = max(float(x[-1] - x[0]), 1e-9)
     rows = max(BLOCK_ROWS, round(BLOCK_S * len(x) / span_s))
     edges = np.unique(np.r_[starts, np.arange(0, len(x), rows)])
-    live = _live(edges, x, arrival_s, late_s)
+    live = _live(edges, x, arrival_s) & _settled(edges, late_s)
     quickest = np.minimum.reduceat(late_s, edges)
     return float(np.max(quickest[live] if live.any() else quickest))

@@ -86,6 +86,10 @@ class Lines(SerialMeter):
             raise UsageError(f"{cls.kind}: has no address; name its port, such as {cls.kind}:/dev/ttyUSB0")
         return cls(address, wiring, checked(cls.kind, rest))
 
+    def believed(self, values: Floats) -> Floats:
+        """Without the rows that stood beside a damaged line."""
+        return without_doubtful(values, len(self._every) - 1)
+
     def _traced(self) -> Trace:
         """As every serial meter's, with the channels that the board told, and how finely it told them."""
         notes = self._collected.sampled.get("notes") or {}
@@ -94,7 +98,7 @@ class Lines(SerialMeter):
         self._step_s = {"column": float(steps.get("time", 1e-3)), "count": 0.0}.get(clock, WAITING_S)
         self.channels = (*self._every, *self._clocks)
         trace = super()._traced()
-        values = without_doubtful(trace.values, len(self._every) - 1)
+        values = trace.values
         period_s = float(np.median(np.diff(trace.t_s))) if len(trace.t_s) > 1 else self.period_s
         facts = {**trace.facts, "missing": int(np.isnan(values[:, 0]).sum())}
         if "rate_hz" not in self._settings:

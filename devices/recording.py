@@ -90,11 +90,12 @@ class Recording(Meter):
             if not self._path.is_file():
                 raise HarnessError(f"{self._path} is not there")
             return self.read()
-        except HarnessError as error:
+        except Exception as error:  # whatever is in a file of others, it must not cost the run
+            why = str(error) if isinstance(error, HarnessError) else f"{self._path}: cannot be read ({error!r})"
             how = f"; mend it and attach it to the stored run: edgewatt attach RUN file:{self._path}"
             nothing = np.empty((0, len(self.channels)))
             return Trace(
-                self.name, self.clock, self.channels, np.empty(0), nothing, self._facts() | {"ended": f"{error}{how}"}
+                self.name, self.clock, self.channels, np.empty(0), nothing, self._facts() | {"ended": f"{why}{how}"}
             )
 
     def read(self) -> Trace:

@@ -41,12 +41,15 @@ class SerialMeter(AgentMeter):
         step_s: float = 0.0,
         first_s: float | None = None,
         most_drift: float = arrival.MOST_DRIFT,
+        is_asked: bool = False,
     ) -> None:
         """`channels` are the decoder's columns, in its order; `step_s` is the step of the meter's own clock.
 
-        `first_s`: how long the meter may take for its first row (5 s); `most_drift`: how far its clock may be off.
+        `first_s`: how long the meter may take for its first row (5 s); `most_drift`: how far its clock may be off;
+        `is_asked`: it has none, its rows carry the middle of question and answer on ours.
         """
         self.port, self._wiring, self._step_s, self._most_drift = port, wiring, step_s, most_drift
+        self._is_asked = is_asked
         clocks = [
             Channel("meter_clock", "time", "s", "gauge", "the meter's own clock"),
             Channel("arrival", "time", "s", "gauge", "when the row had arrived, on the clock of the trace"),
@@ -78,10 +81,17 @@ class SerialMeter(AgentMeter):
         """Segment, clock and the decoder's columns, as they are: `_traced` makes channels and times of them."""
         return raw
 
+    def believed(self, values: Floats) -> Floats:
+        """The decoder's columns (n, columns), without what a later row says of an earlier one. To be overridden."""
+        return values
+
     def _traced(self) -> Trace:
         raw = super()._traced()
-        segment, clock_s, values = raw.values[:, 0], raw.values[:, 1], raw.values[:, 2:]
-        found = arrival.times(segment, clock_s, raw.t_s, self._step_s, self._most_drift)
+        segment, clock_s, values = raw.values[:, 0], raw.values[:, 1], self.believed(raw.values[:, 2:])
+        if self._is_asked:
+            found = arrival.times_of_answers(clock_s, raw.t_s)
+        else:
+            found = arrival.times(segment, clock_s, raw.t_s, self._step_s, self._most_drift)
         placed = np.isfinite(found.t_s)
         t_s = found.t_s[placed]
         facts: dict[str, Any] = {

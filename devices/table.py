@@ -33,6 +33,7 @@ UNITS: dict[str, tuple[str, float]] = {
     "J": ("energy", 1.0), "mJ": ("energy", 1e-3), "uJ": ("energy", 1e-6), "kJ": ("energy", 1e3),
     "Wh": ("energy", 3600.0), "mWh": ("energy", 3.6), "kWh": ("energy", 3.6e6),
 }  # fmt: skip
+_A_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # ticks of a Parquet file's timestamps
 _SMALL = {u.lower(): u for u in UNITS if u[0] in "mun" or len(u) == 1}  # "ma", "uw", "w": no other unit is meant
 
 
@@ -86,7 +87,7 @@ def _parquet(path: Path) -> Table:
     columns, dated = {}, []
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_timestamp(column.type):
-            columns[name] = column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy() / 1e9
+            columns[name] = column.cast(pa.int64()).to_numpy() / _A_SECOND[column.type.unit]
             dated.append(name)
         elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
             columns[name] = column.cast(pa.float64(), safe=False).to_numpy()
@@ -170,14 +171,22 @@ def _times(texts: Sequence[str | None]) -> Floats:
             continue
         date, _, clock = text.strip().rstrip("Z").replace("T", " ").rpartition(" ")
         if date not in days:
-            days[date] = float(np.datetime64(date, "s").astype(np.int64)) if date else 0.0
+            days[date] = _day_s(date) if date else 0.0
         hours, minutes, seconds = clock.split(":")
         found[k] = days[date] + int(hours) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
     if len(found) and not any(days):
-        back = np.flatnonzero(np.diff(np.nan_to_num(found)) < -43200)  # past midnight
-        for day in back:
-            found[day + 1 :] += 86400
+        there = np.flatnonzero(np.isfinite(found))
+        for row in np.flatnonzero(np.diff(found[there]) < -43200):  # past midnight
+            found[there[row + 1] :] += 86400
     return found
+
+
+def _day_s(date: str) -> float:
+    """A day's beginning in s since 1970; NaN where there is no such day (a logger whose clock was not set)."""
+    try:
+        return float(np.datetime64(date, "s").astype(np.int64))
+    except ValueError:
+        return np.nan
 
 
 def _form(path: Path, head: str) -> _Form:

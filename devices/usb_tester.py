@@ -51,8 +51,9 @@ class Um25c(SerialMeter):
         ]
         options = {"model": self.kind}
         super().__init__(
-            self.kind, port, baud, "edgewatt.devices.agent.usb_tester:Decoder", options, channels, RATE_HZ, wiring
-        )
+            self.kind, port, baud, "edgewatt.devices.agent.usb_tester:Decoder", options, channels, RATE_HZ, wiring,
+            is_asked=True,
+        )  # fmt: skip
 
     @classmethod
     def attached_to(cls, device: Device, address: str, **options: Any) -> Meter:

@@ -31,6 +31,7 @@ STAMPS_S = 1e-3  # how well the pulses' stamps say when the power changed: worke
 # they are another's (simulated, 100 runs each, noise up to 0.8 of the pulses).
 MOST_ERROR_S = (0.02, 0.03)
 STEPS = 12  # steps of the coarse grid in the shortest pulse or pause
+MOST_STEPS = 10_000_000  # of that grid in a recording: days
 BINS = 120  # of the window around an edge
 WIDEST = 0.45  # of the shortest pulse or pause: half a window around an edge
 
@@ -92,6 +93,11 @@ def align(t_s: Floats, power_w: Floats, ends: Sequence[Floats]) -> Alignment:
         raise AlignmentError(
             f"the recording has a reading every {period_s:.3g} s, too few for pulses of {shortest_s:.3g} s; "
             f"record at least {2 / shortest_s:.2g} readings a second"
+        )
+    if t[-1] - t[0] > MOST_STEPS * shortest_s / STEPS:
+        raise AlignmentError(
+            f"the recording goes on for {t[-1] - t[0]:.4g} s, {np.diff(t).max():.4g} s of that between two readings; "
+            "see its stamps, and cut off what does not belong to the run"
         )
     origin_s = float(t[0])  # a clock that counts from 1970 leaves float64 too few digits for sums of squares
     series = _Series.of(t - origin_s, p, shortest_s / STEPS)

@@ -11,13 +11,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from edgewatt.harness.api import Channel, Trace
+import numpy as np
+
+from edgewatt.harness.api import Channel, Floats, Trace
 
 
 def calibration_of(trace: Trace) -> Mapping[str, Any] | None:
-    """What is to be applied to the trace; None if nothing is."""
+    """What is to be applied to the trace; None if nothing is, or it has no such channel."""
     told = trace.facts.get("calibration")
-    return told if isinstance(told, Mapping) else None
+    is_there = isinstance(told, Mapping) and told["channel"] in [c.name for c in trace.channels]
+    return told if is_there else None
 
 
 def applied(trace: Trace) -> tuple[Trace, float]:
@@ -29,17 +32,27 @@ def applied(trace: Trace) -> tuple[Trace, float]:
     told = calibration_of(trace)
     if told is None:
         return trace, 0.0
-    k = next((k for k, c in enumerate(trace.channels) if c.name == told["channel"]), None)
-    if k is None:
-        return trace, 0.0
+    k = [c.name for c in trace.channels].index(told["channel"])
     gain, offset_w = float(told["gain"]), float(told["offset_w"])
     values = trace.values.copy()
-    since = trace.t_s - trace.t_s[0] if trace.channels[k].kind == "counter" and len(trace.t_s) else 1.0
-    values[:, k] = gain * values[:, k] + offset_w * since
+    of_offset = _seen_s(trace.t_s, values[:, k]) if trace.channels[k].kind == "counter" else 1.0
+    values[:, k] = gain * values[:, k] + offset_w * of_offset
     channels = (*trace.channels[:k], _channel(trace.channels[k], told, gain), *trace.channels[k + 1 :])
     facts = {**trace.facts, "gain_error_told": told.get("reference_gain_error")}
     moved = dataclasses.replace(trace, t_s=trace.t_s - float(told.get("delay_s") or 0.0), values=values, facts=facts)
     return dataclasses.replace(moved, channels=channels), float(told.get("delay_error_s") or 0.0)
+
+
+def _seen_s(t_s: Floats, counted: Floats) -> Floats:
+    """When each reading (n,) of a counter was seen first, in s since the first: until it is renewed it stays the same,
+    and the energy of the offset comes with the next."""
+    found = np.zeros(len(t_s))
+    there = np.isfinite(counted)
+    if there.any():
+        is_new = np.diff(counted[there], prepend=np.nan) != 0
+        first = np.maximum.accumulate(np.where(is_new, np.arange(len(is_new)), 0))
+        found[there] = t_s[there][first] - t_s[there][0]
+    return found
 
 
 def _channel(c: Channel, told: Mapping[str, Any], gain: float) -> Channel:

@@ -53,7 +53,7 @@ class Fit:
     explained: float  # share of their variance
     nonlinearity_w: float  # the mean of what is left, in the level where it is largest
     relative_error: float  # of a calibrated power, at the calibrated level where it is largest; the reference's apart
-    least_w: float  # range of the reference's power it was found in
+    least_w: float  # range of the reference's power it was found in, less the outer twentieths
     most_w: float
     n: int
     words: str  # what could not be told, and how the intervals were had
@@ -293,12 +293,12 @@ def _fit(data: _Data, line: _Line, c: float, w: float, off_w: float, bound_s: fl
     gain_error = t * gain**2 * math.sqrt(covariance[1, 1])
     slopes = np.array([-gain, line.level * gain**2])  # of the offset by level and slope
     offset_error_w = t * math.sqrt(float(slopes @ covariance @ slopes))
-    least_w, most_w = float(np.min(line.mean)), float(np.max(line.mean))
+    least_w, most_w = (float(w) for w in np.quantile(line.mean, [0.05, 0.95]))
     # The reading at a power p is level + slope * p, and off by so much: as a share of p, at either end of the range.
     shares = []
-    for p in (least_w, most_w):
+    for p in (least_w if least_w > 0 else float(line.mean.mean()), most_w):
         at = np.array([1.0, p])
-        shares.append(math.hypot(t * gain * math.sqrt(float(at @ covariance @ at)), off_w) / p if p > 0 else math.inf)
+        shares.append(math.hypot(t * gain * math.sqrt(float(at @ covariance @ at)), off_w) / max(abs(p), 1e-12))
     (first, last), (short, long) = _profile(data, c, w, line)
     is_binned = data.span_s is not None
     # A stretch shorter than the reference's own is as good as none.

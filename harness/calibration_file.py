@@ -46,10 +46,7 @@ def board(facts: Facts) -> dict[str, Any]:
 def keep(path: Path, entry: Entry, run: Run, store: str) -> None:
     """Writes the calibration of a finished run, whole or not at all; UsageError if it cannot be written."""
     told = run.engine["calibration"]
-    try:
-        content = _read(path) if path.exists() else {}
-    except UsageError:
-        content = {}  # an unreadable one is replaced, not added to
+    content = _read(path) if path.exists() else {}
     if content.get("board") != board(run.device):
         content = {}  # another board's
     every = dict(content.get("calibrations") or {})
@@ -58,15 +55,26 @@ def keep(path: Path, entry: Entry, run: Run, store: str) -> None:
         "version": VERSION, "device": entry.name, "address": entry.address, "board": board(run.device),
         "kernel": run.device.get("kernel"), "calibrations": every,
     }  # fmt: skip
+    text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1, sort_keys=True, allow_nan=False)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise UsageError(f"calibration {path}: cannot be written ({error.strerror}); name another --devices") from error
+
+
+def check(path: Path) -> None:
+    """UsageError, before anything is measured, if what is stored there cannot be added to."""
+    if path.exists():
+        _read(path)
 
 
 def wanted(path: Path, entry: Entry, facts: Facts) -> dict[str, dict[str, Any]]:

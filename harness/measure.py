@@ -155,6 +155,7 @@ def measure(
             doubts = [dataclasses.asdict(f) for f in gate]
             run = dataclasses.replace(run, device={**run.device, GATE: doubts}, flags=gate)
             meters = _apart([*device.meters(), *extra_meters])
+            notes += _not_there(calibrated, meters)
             window_s, isolated_s, longer = _windows(meters, protocol, extra_meters)
             notes += longer
             run = dataclasses.replace(run, spec={**run.spec, NOTES: notes})
@@ -190,13 +191,32 @@ def measure(
         traces=tuple(_told(t, calibrated) for t in session.traces),
         error=error,
     )
-    try:
-        return conclude(run, workload, session.outputs(into), into, gate, notes)
-    except (HarnessError, KeyboardInterrupt) as failure:  # what was measured is worth keeping without a score
-        message = "stopped by hand while the outputs were scored" if isinstance(failure, KeyboardInterrupt) else failure
-        kind = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
-        run = dataclasses.replace(run, error=error or RunError(kind, str(message)))
-        return conclude(run, workload, None, into, gate, notes)
+    for outputs in (session.outputs, lambda _: None):  # what was measured is worth keeping without a score
+        try:
+            return conclude(run, workload, outputs(into), into, gate, notes)
+        except KeyboardInterrupt:
+            failed = RunError("interrupted", "stopped by hand while the outputs were scored")
+        except HarnessError as failure:
+            failed = RunError("failed", str(failure))
+        except Exception as failure:  # a fault of this program must not cost the samples either
+            said = f"unexpected {type(failure).__name__}: {failure}"
+            failed = RunError(
+                "failed", f"{said}; its samples are kept: `edgewatt --debug recompute {run.id}` tells where"
+            )
+        run = dataclasses.replace(run, error=run.error or failed)
+    return dataclasses.replace(run, flags=tuple(gate), warnings=tuple(notes))
+
+
+def _not_there(calibrated: Mapping[str, Facts], meters: Sequence[Meter]) -> list[str]:
+    """What of the calibrations that were asked for cannot be applied in this run; UsageError if none can."""
+    channels = {m.name: [c.name for c in m.channels] for m in meters}
+    missing = [f"{m}/{told['channel']}" for m, told in calibrated.items() if told["channel"] not in channels.get(m, ())]
+    if missing and len(missing) == len(calibrated):
+        raise UsageError(
+            f"{', '.join(missing)}: was calibrated, and this run does not read it (it reads "
+            f"{', '.join(channels) or 'no meter'}); calibrate again, or leave --calibrated out"
+        )
+    return [f"{name}: was calibrated, and this run does not read it" for name in missing]
 
 
 def _told(trace: Trace, calibrated: Mapping[str, Facts]) -> Trace:

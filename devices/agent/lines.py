@@ -62,6 +62,7 @@ class Decoder:
         self._decimals: dict[str, int] = {}
         self._history: dict[str, int] = {}
         self._now_ns = self._first_ns = self._repeats_ns = 0
+        self._tick, self._tick_before, self._latest = 0, 0, ""  # lines of this step of the clock, and of the last one
 
     # -----------------------------------------------------------------------------------------------------------------
     # The port
@@ -126,11 +127,9 @@ class Decoder:
                 same += 1
                 found[-1][2][:3] = [a + (b - a) / same for a, b in zip(found[-1][2], row[2][:3])]  # noqa: B905 - 3.8
                 self._doubts_last |= row[2][3] > 0
-            elif row[2][3] >= 0:
+            else:
                 found.append(row)
                 same = 1
-            else:
-                self._refused["same time as the one before"] += 1
         if len(self._rest) > LONGEST:
             self._rest, self._is_cut = b"", True
             self._damaged("too long")
@@ -138,7 +137,7 @@ class Decoder:
         return found
 
     def _row(self, line: bytes) -> tuple[int, float, list[float]] | None:
-        """The row of a line; its doubt is -1 where it has the time of the one before. None if there is none in it."""
+        """The row of a line; None if there is none in it."""
         self._lines += 1
         self._first_ns = self._first_ns or self._now_ns
         try:
@@ -170,7 +169,7 @@ class Decoder:
 
     def _is_comment(self, text: str) -> bool:
         """Whether it is a line of words; a banner in between says that the board was started anew."""
-        if not text.startswith("#") and (text.startswith("{") or not _WORDS.search(text) or self._has_words(text)):
+        if not text.startswith("#") and (text.startswith("{") or not _WORDS.search(text) or self._is_row(text)):
             return False
         self._comments += 1
         told = announced(text)
@@ -185,9 +184,12 @@ class Decoder:
                 self._broken()
         return True
 
-    def _has_words(self, text: str) -> bool:
-        """Whether words are to be expected: in a column that is passed over."""
-        return self._layout is not None and "" in self._layout and len(fields(text)) == len(self._layout.columns)
+    def _is_row(self, text: str) -> bool:
+        """Whether it was meant as a row, with words in a column that is passed over, or with damage."""
+        if self._layout is None or len(told := fields(text)) != len(self._layout.columns):
+            return False
+        numbers = sum(_NUMBER.fullmatch(field) is not None for field in told)
+        return "" in self._layout or (self._rows > 0 and 2 * numbers >= len(told))
 
     def _find_layout(self, text: str) -> None:
         """That of JSON keys which tell their unit; else a banner is waited for, for a while."""
@@ -281,6 +283,14 @@ class Decoder:
             if how == WAITS:
                 self._doubts_last |= not self._is_checked()
                 return None
+            is_twice = how == SAME and text == self._latest and self._tick_before == 1
+            self._latest = text
+            if is_twice:
+                self._refused["came twice"] += 1
+                return None
+            if how != SAME:
+                self._tick, self._tick_before = 0, self._tick
+            self._tick += 1
             if self._repeats_ns and self._now_ns - self._repeats_ns > REPEAT_NS // 4:
                 self._times.segment += 1  # lines that were taken for repeats were not: it had been started anew
             self._repeats_ns = 0
@@ -295,8 +305,6 @@ class Decoder:
             self._refused["beside a damaged line"] += 1
             return None
         row = [self._power(values), values.get("voltage", self._volts_or_nan()), values.get("current", float("nan"))]
-        if how == SAME:
-            return segment, clock_s, [*row, -1.0]
         doubt, self._doubts_last = float(self._doubts_last), False
         return segment, clock_s, [*row, doubt]
 

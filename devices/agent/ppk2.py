@@ -40,6 +40,7 @@ INPUTS = tuple(f"D{k}" for k in range(8))
 BELIEVED = 1.5  # times the limit: no current above that passes through the meter
 SILENCE_NS = 50_000_000  # a port silent for so long may have lost anything
 USUAL_NS = 1_000_000_000  # how far back the usual lateness is looked for, and how long after a silence none is known
+CUT_NS = 100_000_000  # pieces after a silence, long enough to tell what waited from what is new
 UNSEEN_NS = 2_500_000  # a loss of less time than this is not to be told from waiting
 
 
@@ -221,7 +222,7 @@ class Decoder:
         Of what waited whole turns of the counter may be lost, which nothing shows. Where nothing was, the arrivals put
         the segments together again.
         """
-        if self._silence_ns is None or self._now_ns - self._cut_ns < SILENCE_NS:
+        if self._silence_ns is None or self._now_ns - self._cut_ns < CUT_NS:
             return
         if self._usual_ns() is None:
             self._segment += 1

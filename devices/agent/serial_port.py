@@ -9,6 +9,7 @@ import pwd
 import select
 import stat
 import sys
+import termios
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +47,7 @@ class Port:
         serial = pyserial()
         try:
             self._serial = serial.Serial(path, baud, timeout=0, write_timeout=WRITE_S, exclusive=True)
-        except (OSError, ValueError) as error:  # SerialException is an OSError
+        except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
             raise _not_opened(path, baud, error) from error
         self.path = path
         self._fd = int(self._serial.fileno())
@@ -89,7 +90,6 @@ class Port:
     def _locked(self, wanted: bool) -> None:
         """Whoever opens it next is told that it is busy, unless root. A pseudo-terminal would stay so for ever."""
         import fcntl
-        import termios
 
         if not self._is_pseudo:
             with suppress(OSError):
@@ -186,7 +186,7 @@ def _program(pid: str) -> str:
 
 
 def _not_opened(path: str, baud: int, error: Exception) -> MeterError:
-    number = getattr(error, "errno", None)
+    number = getattr(error, "errno", None) or next(iter(error.args), None)  # those of termios have no errno
     if number in (errno.EACCES, errno.EPERM):
         return _no_permission(path)
     if number in (errno.EBUSY, errno.EAGAIN):

@@ -119,6 +119,8 @@ def calibrate(
     if not 10 <= seconds <= 3600:
         raise UsageError(f"--seconds {seconds:g}: wanted 10 to 3600")
     entry = find(device, device_file)
+    path = calibration_file.place(entry, device_file)
+    calibration_file.check(path)
     store = opened(address, writing=True)
     with entry.open() as unit:
         more = (meter,) if meter and ":" in meter else ()
@@ -126,7 +128,6 @@ def calibrate(
         named = attached[-1].name if more else meter
         reference, own = calibrating.chosen(unit, attached, named, sensor)
         finished = calibrating.calibrate(unit, reference, own, sensor, seconds)
-    path = calibration_file.place(entry, device_file)
     with undisturbed():
         home = kept(store, finished)
         if finished.error is None:

@@ -67,6 +67,34 @@ def test_segments_between_which_nothing_was_lost_are_one() -> None:
     assert found.unplaced == 0 and np.max(np.abs(found.t_s - true_s)) <= found.bound_s
 
 
+@pytest.mark.parametrize("ppm", [4000, -4000])
+def test_drift_is_found_over_several_segments(ppm: float) -> None:
+    _, true_s, arrival_s = made(60, 1000, ppm, 6)
+    kept = np.ones(60_000, bool)
+    kept[[*range(20_000, 21_000), *range(40_000, 43_000)]] = False
+    segment = np.searchsorted([20_000, 40_000], np.arange(60_000), side="right")[kept].astype(float)
+    found = arrival.times(segment, np.arange(kept.sum()) / 1000, arrival_s[kept])  # its counter knows of no loss
+    assert found.drift * 1e6 == pytest.approx(ppm, abs=20)
+    assert np.max(np.abs(found.t_s - true_s[kept])) <= found.bound_s < 4e-3
+
+
+@pytest.mark.parametrize("speed", [1.15, 1.3, 3.0, 1000.0])
+def test_backlog_that_drains_slowly_has_no_offset_of_its_own(speed: float) -> None:
+    """2 s of a stall's backlog come at so much more than the meter's pace; then a second is lost uncounted."""
+    _, true_s, arrival_s = made(30, 1000, 0, 7)
+    backlog = slice(10_000, 12_000)
+    arrival_s[backlog] = np.maximum(true_s[12_500] + np.arange(2000) / 1000 / speed, arrival_s[backlog])
+    lost = int(np.searchsorted(true_s, arrival_s[11_999]))  # what is new comes when the backlog has, and no earlier
+    kept = np.ones(30_000, bool)
+    kept[12_000:lost] = False
+    rows = np.arange(30_000)
+    segment = np.where(rows < 10_000, 0.0, np.where(rows < 12_000, 1.0 + rows // 100, 1000.0))
+    found = arrival.times(segment[kept], np.arange(kept.sum()) / 1000, arrival_s[kept])
+    off_s = found.t_s - true_s[kept]
+    assert np.nanmax(np.abs(off_s)) <= found.bound_s < 10e-3
+    assert np.isfinite(off_s[:10_000]).all() and np.isfinite(off_s[12_000:]).all()
+
+
 def test_rest_of_a_backlog_without_an_offset_of_its_own_is_not_placed() -> None:
     """The port hung for 3 s; the first of them were kept and came at once, the rest was lost, nobody knows how many."""
     clock_s, true_s, arrival_s = made(30, 1000, 0, 5)
@@ -108,6 +136,17 @@ def test_hour_at_full_rate_takes_a_second_or_so() -> None:
     found = arrival.times(np.zeros(len(clock_s)), clock_s, arrival_s)
     assert time.process_time() - before < 10
     assert found.drift * 1e6 == pytest.approx(25, abs=0.5)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_answers_lie_between_question_and_answer_also_where_the_link_became_quicker(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    asked_s = BOOT_S + np.arange(600) * 0.2
+    trip_s = np.where(np.arange(600) < 300, 0.08, 0.05) + draw.gamma(2.0, 0.005, 600)
+    true_s = asked_s + draw.uniform(0, 1, 600) * trip_s
+    found = arrival.times_of_answers(asked_s + trip_s / 2, asked_s + trip_s)
+    assert found.unplaced == 0 and found.starts == (0,) and np.isfinite(found.t_s).all()
+    assert np.quantile(np.abs(found.t_s - true_s), 0.95) <= found.bound_s < 0.07
 
 
 def test_nothing_is_nothing_and_wrong_lengths_are_refused() -> None:

@@ -15,6 +15,7 @@ import pytest
 from edgewatt.devices.agent.line_layout import LayoutError, layout
 from edgewatt.devices.agent.lines import Decoder
 from edgewatt.devices.agent.serial_port import MeterError
+from edgewatt.devices.arrival import times
 from edgewatt.devices.host import Host
 from edgewatt.devices.lines import Ina219, Ina226, Lines, without_doubtful
 from edgewatt.harness import conformance
@@ -196,6 +197,34 @@ def test_a_restart_begins_a_segment_and_missing_lines_do_not() -> None:
 def test_lines_within_a_step_of_the_clock_are_one_row_of_their_mean() -> None:
     got = rows(decoder(columns=["time ms", "power mW"]), b"x\n1,100\n1,200\n1,600\n2,500\n", chunk=1000)
     assert [(r[1], r[2][0]) for r in got] == [(0.001, pytest.approx(0.3)), (0.002, pytest.approx(0.5))]
+
+
+def test_a_clock_much_coarser_than_the_lines_leaves_none_of_them_out() -> None:
+    """Whole seconds, 100 lines a second, one in each read: 10 W for the first tenth of each, then 5 W."""
+    columns = ["time s", "voltage V", "current A", "power W"]
+    text = [f"{k // 100},5.00,{'2.000,10.000' if k % 100 < 10 else '1.000,5.000'}\n".encode() for k in range(1000)]
+    made, got = decoder(columns=columns), []
+    for k, one in enumerate([b"x\n", *text]):
+        got += made.take(one, k * 10 * MS)
+    assert len(got) == 1000 and {r[2][3] for r in got} == {0.0}
+    assert sum(r[2][0] for r in got) / 1000 == pytest.approx(5.5)
+    arrival_s = np.arange(1, 1001) * 0.01
+    found = times(np.zeros(1000), np.array([r[1] for r in got]), arrival_s, step_s=1.0)
+    assert np.abs(found.t_s - arrival_s).max() <= found.bound_s < 1.1
+
+
+def test_a_row_damaged_by_letters_is_no_comment() -> None:
+    text = b"x\n10,5000,100\n20,5000,100\n30,500xK0,100\n40,5000,10\n50,5000,100\n60,5000,100\n"
+    made = decoder(columns=["time ms", "voltage mV", "current mA"])
+    got = rows(made, text, chunk=12)
+    assert [r[1] for r in got] == pytest.approx([0.01, 0.02, 0.05, 0.06])  # the digit lost beside it is in none
+    assert [r[2][3] for r in got] == [0, 0, 1, 0] and made.notes["refused"]["not a number"] == 1
+
+
+def test_a_doubt_reaches_the_row_before_it_also_where_its_own_cannot_be_placed() -> None:
+    meter = attached("/dev/ttyX")
+    values = np.array([[1.0, 5, 0.2, 0], [9.0, 5, 1.8, 0], [1.0, 5, 0.2, 1]])
+    assert np.isnan(meter.believed(values)[1, :3]).all() and np.isfinite(meter.believed(values)[[0, 2]]).all()
 
 
 def test_without_a_time_rows_are_counted_or_come_when_they_come() -> None:

@@ -55,6 +55,32 @@ def test_parquet_is_read_with_its_time_stamps(tmp_path: Path) -> None:
     assert trace.column("power")[0] == 1.5 and np.isnan(trace.column("power")[1])
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_parquet_stamps_far_from_now_are_read_as_they_are(tmp_path: Path, unit: Any) -> None:
+    far = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit] * (9_000_000_000 if unit == "ns" else 253_400_000_000)
+    pq.write_table(pa.table({"t": pa.array([0, far], pa.timestamp(unit)), "p_w": [1.0, 2.0]}), tmp_path / "r.parquet")
+    trace = Recording(tmp_path / "r.parquet", {}).read()
+    assert trace.t_s.tolist() == [0.0, 9_000_000_000.0 if unit == "ns" else 253_400_000_000.0]
+
+
+def test_stamps_that_are_none_cost_their_rows_alone(tmp_path: Path) -> None:
+    dated = "t,P (W)\n0000-00-00 00:00:00,9\n2026-11-27 23:59:59,1\n,7\n2026-11-28 00:00:00,2\n"
+    trace = read(tmp_path, dated)
+    assert np.diff(trace.t_s).tolist() == [1.0] and trace.facts["rows_without_time"] == 2
+    daily = "t,P (W)\n14:00:00,1\n,7\n14:00:01,2\n23:59:59,3\n,7\n00:00:01,4\n"
+    assert np.diff(read(tmp_path, daily).t_s).tolist() == [1.0, 35998.0, 2.0]
+
+
+def test_whatever_a_file_does_to_its_reader_the_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r.csv").write_text("t_s,p_w\n0,1\n1,1\n")
+    meter = Recording(tmp_path / "r.csv", {"wait_s": "0.1"})
+    meter.start()
+    monkeypatch.setattr("edgewatt.devices.table.read", lambda path: 1 / 0)
+    trace = meter.stop()
+    assert len(trace.t_s) == 0 and "cannot be read (ZeroDivisionError" in trace.facts["ended"]
+    assert "edgewatt attach RUN file:" in trace.facts["ended"]
+
+
 def test_energy_is_a_counter(tmp_path: Path) -> None:
     trace = read(tmp_path, "t (s),E (mWh),P (W)\n0,0\n1,1,2\n2,2,3\n3,3,4\n", energy="E", boundary="wall")
     assert trace.column("energy") == pytest.approx([3.6, 7.2, 10.8])  # 1 mWh is 3.6 J; the short row is no row

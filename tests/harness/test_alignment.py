@@ -240,6 +240,13 @@ def test_slow_recording_is_refused_with_the_rate_it_needs() -> None:
     refusal(*fast.recorded(), fast.ends)
 
 
+def test_first_stamp_of_a_clock_that_was_not_set_is_refused_with_its_gap() -> None:
+    story = Story(1)
+    t, p = story.recorded()
+    said = refusal(np.r_[0.0, t + 1.7e9], np.r_[1.0, p], story.ends)
+    assert "1.7e+09 s of that between two readings" in said and "cut off" in said
+
+
 def test_run_without_pulses_and_empty_recordings_are_refused() -> None:
     story = Story(1)
     t, p = story.recorded()

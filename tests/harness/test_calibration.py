@@ -1,5 +1,7 @@
 """A sensor made by hand out of a known power: what was put in is found, inside the intervals, as often as they say."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -104,6 +106,19 @@ def test_a_sensor_that_moves_while_the_reference_stands_still_is_refused(own):
     still = np.full((len(truth.t_s), 1), 5.0)
     with pytest.raises(calibration.FitError, match=r"sensor showed .* W while the reference stayed between 5 and 5 W"):
         fitted(own, Trace("supply", "boottime", truth.channels, truth.t_s, still))
+
+
+@pytest.mark.parametrize("least_w", [-0.001, 0.0])
+def test_a_reference_that_reads_nothing_when_idle_gives_a_finite_error(least_w):
+    t = np.arange(0, 60, 0.01)
+    true_w = np.where(t % 7 < 3.3, 0.5, least_w)
+    noise = 0.002 * np.random.default_rng(4).standard_normal((len(t), 1))
+    truth = Trace("supply", "boottime", reference().channels, t, true_w[:, None] + noise)
+    at = t[100:-100:10]
+    own = Trace("own", "boottime", sensor().channels, at, true_w[100:-100:10, None] / 1.02)
+    f = fitted(own, truth)
+    assert f.gain == pytest.approx(1.02, abs=0.02) and 0 < f.relative_error < 0.2
+    json.dumps(f.as_json(), allow_nan=False)
 
 
 def test_a_sensor_of_something_else_is_refused_with_figures():

@@ -7,8 +7,9 @@ import pytest
 
 from edgewatt.harness import calibration_file
 from edgewatt.harness.api import Channel, Run, Trace, UsageError
-from edgewatt.harness.calibrated import applied
+from edgewatt.harness.calibrated import applied, calibration_of
 from edgewatt.harness.devicefile import Entry
+from edgewatt.harness.energy import energy
 
 ENTRY = Entry("orin", "jetson", "board.lan")
 FACTS = {"model": "Orin Nano", "serial": "123", "kernel": "5.15"}
@@ -88,6 +89,40 @@ def test_an_offset_of_a_counter_grows_with_time(tmp_path):
     raw = Trace("ina3221", "boottime", (channel,), np.array([10.0, 20.0]), np.array([[0.0], [100.0]]),
                 {"calibration": told})  # fmt: skip
     assert np.diff(applied(raw)[0].values[:, 0]) == pytest.approx([1.05 * 100 + 0.2 * 10])
+
+
+@pytest.mark.parametrize("offset_w", [-0.2, 0.0, 0.2])
+def test_a_counter_read_faster_than_it_is_renewed_keeps_its_energy(tmp_path, offset_w):
+    """Renewed every 0.1 s, read every 20 ms; 3 W and a wave of 2 W on it, whose joules are known in closed form."""
+    told = calibration_file.wanted(kept(tmp_path), ENTRY, FACTS)["ina3221"] | {"offset_w": offset_w, "gain": 1.0}
+    t = np.arange(0, 60, 0.02)
+    renewed = np.floor(t / 0.1 + 1e-9) * 0.1
+    channel = Channel("VDD_IN", "energy", "J", "counter", "module", "module")
+    values = 3 * renewed + 2 / 0.7 * (1 - np.cos(0.7 * renewed))
+    values[7] = np.nan
+    raw = Trace("ina3221", "boottime", (channel,), t, values[:, None], {"calibration": told | {"delay_s": None}})
+    found = energy(applied(raw)[0], "VDD_IN", 10.0, 50.0)
+    true_j = (3 + offset_w) * 40 + 2 / 0.7 * (np.cos(7.0) - np.cos(35.0))
+    assert abs(found.energy_j - true_j) <= found.uncertainty_j < 0.03 * true_j
+    assert found.resets == 0 and found.update_period_s == pytest.approx(0.1, rel=0.02)
+
+
+def test_a_trace_without_its_calibrated_channel_is_as_it_was_and_says_nothing(tmp_path):
+    told = calibration_file.wanted(kept(tmp_path), ENTRY, FACTS)["ina3221"] | {"channel": "VDD_OTHER"}
+    channel = Channel("VDD_IN", "power", "W", "gauge", "x")
+    raw = Trace("ina3221", "boottime", (channel,), np.array([1.0]), np.array([[1.0]]), {"calibration": told})
+    assert applied(raw) == (raw, 0.0) and calibration_of(raw) is None
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 2, "calibrations": {}}'])
+def test_what_is_stored_and_not_understood_is_never_overwritten(tmp_path, text):
+    path = kept(tmp_path)
+    path.write_text(text)
+    with pytest.raises(UsageError, match="remove it and calibrate again"):
+        calibration_file.check(path)
+    with pytest.raises(UsageError, match="remove it and calibrate again"):
+        kept(tmp_path)
+    assert path.read_text() == text and list(path.parent.iterdir()) == [path]
 
 
 def test_a_trace_without_calibration_is_as_it_was():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgewatt.devices.host import Host
-from edgewatt.harness.api import Channel, Flag, Meter, Trace
+from edgewatt.harness.api import Channel, Flag, Meter, Trace, UsageError
 from edgewatt.harness.measure import Protocol, measure, recompute
 from support.command import PLUGIN
 
@@ -73,6 +73,34 @@ def test_run_that_failed_keeps_what_was_measured(misbehaving, tmp_path):
     assert run.error.kind == "failed" and "Frobnicate" in run.error.message
     assert [p.phase for p in run.phases] == ["load", "idle"]
     assert any(len(t.t_s) for t in run.traces)
+
+
+@pytest.mark.parametrize("fault", [ValueError("odd"), MemoryError()])
+def test_fault_of_the_analysis_costs_no_sample(misbehaving, tmp_path, monkeypatch, fault):
+    def fail(run):
+        raise fault
+
+    monkeypatch.setattr("edgewatt.harness.analysis.analyse", fail)
+    with Host() as host:
+        run = measure(host, misbehaving, QUICK, tmp_path)
+    assert run.error.kind == "failed" and f"unexpected {type(fault).__name__}" in run.error.message
+    assert any(len(t.t_s) for t in run.traces) and not run.measurements
+
+
+def test_calibration_that_no_meter_of_the_run_can_take_is_refused_or_told(misbehaving, tmp_path):
+    def asked(*channels):
+        told = {"gain": 1.0, "offset_w": 0.0, "gain_error": 0.01, "reference_gain_error": 0.01, "boundary": "board",
+                "covers": "all", "reference": "supply", "date": "2026-11-27"}  # fmt: skip
+        return lambda facts: {name: {**told, "channel": channel} for name, channel in channels}
+
+    with Host() as host:
+        for none in (("own", "total"),), (("slow", "other"),):
+            with pytest.raises(UsageError, match=r"(own/total|slow/other): was calibrated, and this run does not read"):
+                measure(host, misbehaving, QUICK, tmp_path, extra_meters=[Slow()], calibrations=asked(*none))
+        both = asked(("own", "total"), ("slow", "total"))
+        run = measure(host, misbehaving, QUICK, tmp_path, extra_meters=[Slow()], calibrations=both)
+    assert "own/total: was calibrated, and this run does not read it" in run.warnings
+    assert any(w.startswith("slow/total: calibrated against supply") for w in run.warnings)
 
 
 class Slow(Meter):
