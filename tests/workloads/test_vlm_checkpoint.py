@@ -18,38 +18,18 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from edgewatt.harness.api import UsageError  # noqa: E402
 from edgewatt.workloads.vlm import checkpoint, checkpoint_files, layouts  # noqa: E402
 from edgewatt.workloads.vlm.architecture import of_config  # noqa: E402
+from support.vlm_checkpoints import (  # noqa: E402
+    IMP,
+    MOBILEVLM,
+    TOWER,
+    drawn,
+    folder_of,
+    mobilevlm_weights,
+    read,
+    same,
+)
 
 pytestmark = pytest.mark.needs_torch
-
-MOBILEVLM = {
-    "model_type": "mobilevlm", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "mm_projector_type": "ldpnet", "mm_vision_tower": "vision_config.json",
-}  # fmt: skip
-TOWER = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
-    "patch_size": 7,
-}  # fmt: skip
-IMP = {
-    "model_type": "imp", "vocab_size": 40, "hidden_size": 20, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 1, "mm_projector_type": "mlp2x_gelu", "vision_tower_config": {**TOWER, "image_size": 28},
-}  # fmt: skip
-
-
-def drawn(shapes, dtype=None):
-    draw = torch.Generator().manual_seed(0)
-    return {k: torch.randn(s, generator=draw).to(dtype or torch.bfloat16) for k, s in shapes.items()}
-
-
-def folder_of(path, config, weights, name="model.safetensors"):
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config))
-    if config.get("mm_vision_tower") == "vision_config.json":
-        (path / "vision_config.json").write_text(json.dumps(TOWER))
-    if name.endswith(".bin"):
-        torch.save(weights, path / name)
-    else:
-        save_file(weights, path / name)
-    return path
 
 
 def in_shards(path, kind):
@@ -68,7 +48,7 @@ def in_shards(path, kind):
 
 @pytest.fixture
 def weights():
-    return drawn(layouts.official_keys(of_config("mobilevlm", MOBILEVLM, TOWER)))
+    return mobilevlm_weights()
 
 
 @pytest.fixture
@@ -95,15 +75,6 @@ def in_the_older_layout(weights):
         old = next(re.sub(new, older, key, count=1) for new, older in OLDER.items() if re.match(new, key))
         stacked[old] = [*stacked.get(old, []), tensor]
     return {old: torch.cat(tensors) for old, tensors in stacked.items()}
-
-
-def read(opened):
-    return dict(opened.tensors(layouts.official_keys(opened.architecture())))
-
-
-def same(found, wanted):
-    assert found.keys() == wanted.keys()
-    assert all(found[k].dtype == wanted[k].dtype and torch.equal(found[k], wanted[k]) for k in wanted)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -456,63 +427,3 @@ def test_an_index_that_is_none(tmp_path, weights, text):
 def test_layout_b_with_rows_that_are_no_thirds(tmp_path):
     path = folder_of(tmp_path / "c", IMP, {"transformer.h.0.mixer.Wqkv.weight": torch.ones(7, 2)})
     refused(path, "no q, k and v of equal height", "imp")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The hub
-
-
-def test_a_hub_id_comes_out_of_the_cache(tmp_path, weights, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-    path = folder_of(tmp_path / "c", MOBILEVLM, weights)
-    asked = []
-
-    def snapshot(repository, **options):
-        asked.append((repository, options["revision"], options.get("local_files_only")))
-        return str(path)
-
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    assert checkpoint.open("mtgv/MobileVLM-1.7B@main", "mobilevlm").folder == path
-    assert asked == [("mtgv/MobileVLM-1.7B", "main", True)]
-
-
-@pytest.mark.parametrize("there", [(), ("pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin")])
-def test_a_cache_without_all_weights_is_downloaded_whole(tmp_path, weights, monkeypatch, there):
-    hub = pytest.importorskip("huggingface_hub")
-    whole = folder_of(tmp_path / "c", MOBILEVLM, weights, "pytorch_model.bin")
-    (tmp_path / "part").mkdir()
-    shards = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
-    for name in there:
-        (tmp_path / "part" / name).write_text(json.dumps(shards))
-    patterns = []
-
-    def snapshot(repository, local_files_only=False, allow_patterns=(), **_):
-        if local_files_only:
-            return str(tmp_path / "part")
-        patterns.extend(allow_patterns)
-        return str(whole)
-
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, **__: ["config.json", "pytorch_model.bin"])
-    same(read(checkpoint.open("mtgv/MobileVLM-1.7B", "mobilevlm")), weights)
-    assert "*.bin" in patterns and "*.safetensors" not in patterns
-
-
-def test_no_network_is_one_line(tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-
-    def fail(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(hub, "snapshot_download", fail)
-    monkeypatch.setattr(hub.HfApi, "list_repo_files", fail)
-    with pytest.raises(UsageError, match=r"nor in the hub's cache .* download it elsewhere and give its folder"):
-        checkpoint.open("mtgv/MobileVLM-1.7B", "mobilevlm")
-
-
-@pytest.mark.parametrize("name", ["../mtgv/x", "a/b/c", "mtgv", "a b/c", "./x"])
-def test_what_is_neither_folder_nor_id_does_not_reach_the_hub(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("edgewatt.workloads.vlm.hub._snapshot", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(UsageError, match=r"no such folder; give a checkpoint's folder, or its id on the hub"):
-        checkpoint.open(name, "mobilevlm")
