@@ -170,13 +170,27 @@ def test_greedy_is_argmax():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers(temperature):
+@pytest.mark.parametrize(
+    ("logits", "largest"),
+    [((1.0, math.nan, 2.0), "nan"), ((1.0, math.inf, math.inf), "inf"), ((-math.inf, -math.inf), "-inf")],
+)
+def test_logits_that_are_no_numbers(logits, largest, temperature):
     class Broken(Scripted):
         def logits(self):
-            return torch.tensor([1.0, math.nan, 2.0])
+            return torch.tensor(logits)
 
-    with pytest.raises(HarnessError, match="not numbers"):
+    with pytest.raises(HarnessError, match=f"largest logit is {largest}, wanted a finite number"):
         generate(Broken(), torch.zeros(1, 5, 4), Letters(), Options(temperature=temperature))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tokens_that_are_ruled_out_are_not_drawn(temperature):
+    class Masked(Scripted):
+        def logits(self):
+            return torch.full((VOCAB,), -math.inf).index_fill(0, torch.tensor([7]), -3.0)
+
+    options = Options(max_new_tokens=1, temperature=temperature)
+    assert generate(Masked(), torch.zeros(1, 5, 4), Letters(), options).ids == (7,)
 
 
 LOGITS = torch.tensor([0.1, 0.5, 0.05, 0.35]).log()

@@ -14,10 +14,13 @@ from edgewatt.harness.api import HarnessError
 
 
 def most_probable(logits: Tensor) -> int:
-    """Index of the largest of (vocabulary,); the first of several. HarnessError if one is not a number."""
+    """Index of the largest of (vocabulary,); the first of several. HarnessError if that is infinite or not a number."""
     largest, index = logits.max(dim=0)  # torch documents: the first of equal ones; NaN is larger than all
-    if largest.isnan():
-        raise HarnessError("the network's logits are not numbers; its weights or its precision are at fault: use bf16")
+    if not largest.isfinite():
+        raise HarnessError(
+            f"the network's largest logit is {largest.item()}, wanted a finite number; its weights or its precision "
+            "are at fault: use bf16"
+        )
     return int(index)
 
 
@@ -26,7 +29,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
 
     Kept are the `top_k` largest (0: all), then the smallest set that holds at least `top_p`.
     """
-    most_probable(logits)  # refuses NaN
+    most_probable(logits)  # refuses what is no number
     scores = logits.detach().to("cpu", torch.float64)
     scores = (scores - scores.max()) / temperature
     if 0 < top_k < len(scores):
