@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 import pickle
 import re
 import shutil
 import struct
 import zipfile
+from hashlib import sha256
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +19,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from edgewatt.harness.api import UsageError  # noqa: E402
-from edgewatt.workloads.vlm import checkpoint, checkpoint_files, layouts  # noqa: E402
+from edgewatt.workloads.vlm import checkpoint, checkpoint_files, layouts, subject  # noqa: E402
 from edgewatt.workloads.vlm.architecture import of_config  # noqa: E402
 from support.vlm_checkpoints import (  # noqa: E402
     IMP,
@@ -177,6 +180,20 @@ def test_a_tower_that_is_given_takes_the_place_of_the_checkpoints_own(tmp_path, 
     assert opened.facts()["vision_tower"] == str(tower)
 
 
+def test_artefacts_are_all_files_that_a_result_hangs_on(tmp_path, weights):
+    """Those of the checkpoint, the tower's config.json in a folder of its own, and those of a tower that is given."""
+    tower = clip_folder(tmp_path / "clip", weights)
+    path = folder_of(tmp_path / "c", {**MOBILEVLM, "mm_vision_tower": "own"}, weights)
+    (path / "own").mkdir()
+    (path / "own" / "config.json").write_text(json.dumps(TOWER))
+    names = {"weights/config.json", "weights/model.safetensors", "weights/own/config.json"}
+    assert set(subject.chosen("mobilevlm", "auto", str(path)).artefacts()) == names
+    found = subject.chosen("mobilevlm", "auto", str(path), vision_tower=str(tower)).artefacts()
+    assert set(found) == names | {"vision_tower/config.json", "vision_tower/pytorch_model.bin"}
+    assert found["vision_tower/pytorch_model.bin"] == sha256((tower / "pytorch_model.bin").read_bytes()).hexdigest()
+    assert found["weights/own/config.json"] == sha256(json.dumps(TOWER).encode()).hexdigest()
+
+
 def test_version_two_and_imp_keep_their_own_tower(tmp_path, weights, imp_weights):
     tower = clip_folder(tmp_path / "clip", weights)
     config = {**MOBILEVLM, "mm_projector_type": "ldpnetv2"}
@@ -224,6 +241,13 @@ def test_a_tensor_of_another_shape_is_named_with_both(tmp_path, weights):
     weights["model.norm.weight"] = torch.ones(31)
     path = folder_of(tmp_path / "c", MOBILEVLM, weights)
     refused(path, r"model\.norm\.weight is \[31\], its config\.json makes it \[32\]")
+
+
+@pytest.mark.parametrize("shape", [(), (17,), (17, 4, 4), (0, 16)])
+def test_a_position_table_of_another_number_of_dimensions_is_one_line(tmp_path, weights, shape):
+    weights[layouts.TOWER + "embeddings.position_embedding.weight"] = torch.ones(shape)
+    said = re.escape(f"position_embedding.weight is {list(shape)}, its config.json makes it [17, 16]")
+    refused(folder_of(tmp_path / "c", MOBILEVLM, weights), said)
 
 
 def test_a_quantised_checkpoint_is_refused(tmp_path, weights):
@@ -381,6 +405,23 @@ def test_views_of_one_storage_are_read_whole(tmp_path, weights):
     weights["model.embed_tokens.weight"], weights["lm_head.weight"] = wide[:, :32], wide[:, 32:]
     path = folder_of(tmp_path / "c", MOBILEVLM, weights, "pytorch_model.bin")
     same(read(checkpoint.open(path, "mobilevlm")), weights)
+
+
+def test_pages_given_back_are_those_of_the_tensors_own_storage(tmp_path, weights, monkeypatch):
+    """A view begins inside its storage: memory behind that one's end is somebody else's."""
+    page, given = mmap.PAGESIZE, []
+    weights["model.extra"] = torch.arange(6 * page, dtype=torch.float32)[5 * page :]
+    path = folder_of(tmp_path / "c", MOBILEVLM, weights, "pytorch_model.bin") / "pytorch_model.bin"
+    mapped = torch.load(path, weights_only=True, mmap=True)["model.extra"]
+    storage = mapped.untyped_storage()
+    assert mapped.data_ptr() == storage.data_ptr() + 4 * 5 * page
+    library = SimpleNamespace(madvise=lambda begin, length, _: given.append((begin.value, length.value)))
+    monkeypatch.setattr(checkpoint_files.ctypes, "CDLL", lambda _: library)
+    checkpoint_files._forget_pages(mapped)
+    ((begin, length),) = given
+    assert begin % page == length % page == 0
+    assert 0 <= begin - storage.data_ptr() < page
+    assert 0 <= storage.data_ptr() + 4 * 6 * page - (begin + length) < page
 
 
 # -- an index

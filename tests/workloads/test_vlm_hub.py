@@ -44,7 +44,8 @@ def test_a_cache_without_all_weights_is_downloaded_whole(tmp_path, monkeypatch, 
         return str(whole)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, **__: ["config.json", "pytorch_model.bin"])
+    names = ["config.json", "pytorch_model.bin", "onnx/model.safetensors"]  # what lies in a folder is something else
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, **__: names)
     same(read(checkpoint.open("mtgv/MobileVLM-1.7B", "mobilevlm")), weights)
     assert "*.bin" in patterns and "*.safetensors" not in patterns
 

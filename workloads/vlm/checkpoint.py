@@ -77,8 +77,9 @@ class Checkpoint:
         """
         made = architecture.of_config(self.system, self.config, self.vision_config, size_px, self.generation_config)
         keys = self.keys()
-        if size_px is None and _POSITIONS in keys:
-            grid = math.isqrt(keys[_POSITIONS][0][0])  # CLIP's class token is one more than a square
+        table = keys[_POSITIONS][0] if _POSITIONS in keys else ()
+        if size_px is None and len(table) == 2:  # of another one `check` tells
+            grid = math.isqrt(table[0])  # CLIP's class token is one more than a square
             if made.vision.grid != grid >= 1:
                 made = made.at(grid * made.vision.patch)
         self.check(layouts.official_keys(made))

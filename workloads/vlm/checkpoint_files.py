@@ -177,9 +177,13 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 def _forget_pages(tensor: Tensor) -> None:
-    """Gives back the memory through which a mapped tensor was read; the file still has it."""
-    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (tensor.data_ptr() + tensor.untyped_storage().nbytes() - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    """Gives back the memory through which a mapped tensor was read; the file still has it.
+
+    That of whole pages inside its storage, which is a piece of the mapping: the tensor may be a view of some of it.
+    """
+    storage = tensor.untyped_storage()
+    begin = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (storage.data_ptr() + storage.nbytes() - begin) // mmap.PAGESIZE * mmap.PAGESIZE
     if length > 0:
         with contextlib.suppress(AttributeError, OSError):  # no such call here: the pages go when memory is short
             ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

@@ -48,7 +48,9 @@ def _snapshot(repository: str, revision: str | None) -> Path:
         absent = error
     try:
         names = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
-        kind = _WEIGHTS[0] if any(n.endswith(".safetensors") for n in names) else _WEIGHTS[1]
+        # Beside config.json: what lies in a folder, such as a part that was exported apart, is not the checkpoint.
+        has_safetensors = any(n.endswith(".safetensors") and "/" not in n for n in names)
+        kind = _WEIGHTS[0] if has_safetensors else _WEIGHTS[1]
         wanted["allow_patterns"] = [*_BESIDE, kind]
         return Path(huggingface_hub.snapshot_download(repository, **wanted))
     except Exception as error:

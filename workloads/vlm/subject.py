@@ -28,19 +28,17 @@ class Subject:
     architecture: Architecture
     dtype: str  # of the weights as they are published or stored
     folder: Path | None
+    tower: Path | None = None  # the folder of the tower's own weights, where one was given
 
     def artefacts(self) -> dict[str, str]:
-        """File of the checkpoint -> sha256; nothing for synthetic weights."""
+        """File of the checkpoint, and of the tower's folder -> sha256; nothing for synthetic weights."""
         if self.folder is None:
             return {}
-        found = {}
-        for path in sorted(p for p in self.folder.iterdir() if p.is_file()):
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            found[f"weights/{path.name}"] = digest.hexdigest()
-        return found
+        inside = [*self.folder.iterdir(), *self.folder.glob("*/config.json")]  # the tower's may lie in its own folder
+        named = {f"weights/{p.relative_to(self.folder)}": p for p in inside}
+        if self.tower is not None:
+            named |= {f"vision_tower/{p.name}": p for p in self.tower.iterdir()}
+        return {name: _sha256(path) for name, path in sorted(named.items()) if path.is_file()}
 
 
 def variants(system: str) -> Mapping[str, Variant]:
@@ -65,7 +63,8 @@ def chosen(
         from edgewatt.workloads.vlm import checkpoint  # torch: not wanted where no weights are read
     except ImportError as error:
         raise extra.missing(error) from error
-    opened = checkpoint.open(weights, system, None if vision_tower is None else Path(vision_tower))
+    tower = None if vision_tower is None else Path(vision_tower)
+    opened = checkpoint.open(weights, system, tower)
     made = opened.architecture()
     if size_px and size_px != made.vision.image_px:
         raise UsageError(
@@ -77,7 +76,15 @@ def chosen(
     if variant != AUTO and variant not in alike:
         said = f"has the shape of {' or '.join(alike)}" if alike else "has the shape of no published one"
         raise UsageError(f"variant={variant}: the checkpoint {opened.folder} {said}; leave variant out")
-    return Subject(variant if variant != AUTO else " or ".join(alike), made, opened.dtype, opened.folder)
+    return Subject(variant if variant != AUTO else " or ".join(alike), made, opened.dtype, opened.folder, tower)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _shape(made: Architecture) -> tuple[object, ...]:
