@@ -61,6 +61,8 @@ _HARDWARE: Mapping[str, str] = {
 _UNNAMED = ("phone", "phone, model not named", "Android phone", "Qualcomm 8gen3 device")  # any of many
 # Parameters that ask otherwise than a benchmark's official runner, once they are set.
 _ASKING = ("split", "template", "image_mode", "temperature", "max_new_tokens", "ignore_eos")
+# What an official runner sets of these by itself (imp.md 10: model_vqa_loader; which benchmarks it ran is not told).
+_OFFICIAL: Mapping[str, Mapping[str, int]] = {"imp": {"max_new_tokens": 2000}}
 # Published precision -> those of ours that are the same thing.
 _SAME_PRECISION: Mapping[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
@@ -292,7 +294,8 @@ def _other_questions(run: Run, method: str) -> str:
     else:
         asked = []
     asked += [_WITHOUT_OCR] if _WITHOUT_OCR in method else []
-    asked += [f"{key} {run.spec[key]}" for key in _ASKING if run.spec.get(key)]
+    official = _OFFICIAL.get(run.workload, {})
+    asked += [f"{k} {run.spec[k]}" for k in _ASKING if run.spec.get(k) and run.spec[k] != official.get(k)]
     return f"ours: {', '.join(asked)}" if asked else ""
 
 

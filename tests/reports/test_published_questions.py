@@ -79,6 +79,15 @@ def test_answers_of_another_length_speak_against_scores(key, value):
     assert against(published("gqa_accuracy"), run) == [("questions", f"ours: {key} {value}")]
 
 
+def test_answers_as_long_as_the_official_runner_lets_them_be_do_not_speak_against_scores():
+    """imp.md 10: model_vqa_loader of Imp allows 2000 tokens; mobilevlm.md 7: that of MobileVLM 128."""
+    spec = {"max_new_tokens": 2000}
+    run = vlm_run(measured("gqa_accuracy", 0.5), spec={**spec, "variant": "v1-3b"}, workload="imp")
+    assert against(published("gqa_accuracy", "imp/v1-3b"), run) == []
+    run = vlm_run(measured("gqa_accuracy", 0.5), spec=spec)
+    assert against(published("gqa_accuracy"), run) == [("questions", "ours: max_new_tokens 2000")]
+
+
 def test_mmbench_judged_by_a_server_is_defined_otherwise():
     """Its server's judge is a language model, and the authors' own script is not in their repository."""
     run = vlm_run(measured("mmbench_accuracy", 0.5))

@@ -26,7 +26,7 @@ class Dataset(ABC, Generic[Q]):
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]  # names of the headline numbers
-    max_new_tokens: ClassVar[int]  # the official runner's
+    max_new_tokens: ClassVar[int]  # MobileVLM's official runner's
     default_split: ClassVar[str]  # the one that published scores are of
     image_folders: ClassVar[tuple[str, ...]]  # where pictures may lie, below the data set's folder
     refuses_strangers: ClassVar[bool]  # the official evaluator stops at an answer to a question it does not know
