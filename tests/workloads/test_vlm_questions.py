@@ -3,8 +3,11 @@
 import pytest
 
 from edgewatt.harness.api import UsageError
+from edgewatt.workloads.imp.workload import Imp
+from edgewatt.workloads.mobilevlm.workload import MobileVlm
 from edgewatt.workloads.vlm import questions
 from edgewatt.workloads.vqa.question import Question
+from support.here import Here
 from support.picture_sets import coco, write_coco, write_picture
 
 
@@ -90,6 +93,27 @@ def test_one_file_that_is_no_picture_is_refused(folder):
     (folder / "a.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
     said = refusal(folder / "a.jpg")
     assert said.startswith(f"data={folder / 'a.jpg'}: 1 of 1 files cannot be used: 'a.jpg' (not a picture, or damaged)")
+
+
+@pytest.mark.parametrize("is_benchmark", [False, True])
+def test_picture_that_becomes_too_large_is_refused_before_it_is_asked_about(tmp_path, is_benchmark):
+    """14000 x 2 pixels are few; padded to a square they are 196 million, more than the 178956970 that are made."""
+    path = write_picture(tmp_path / "long.png", 14000, 2)
+    found = questions.of_benchmark([Question("1", 1, "Q", "long.png", picture=path)]) if is_benchmark else asked(path)
+    with pytest.raises(UsageError, match=r"long\.png: a picture of 14000x2 px is padded to a square 14000x14000 = "):
+        found.check_sizes(336, "pad")
+    found.check_sizes(336, "square")
+    with pytest.raises(UsageError, match="with its short side of 336 px 2352000x336 = "):
+        found.check_sizes(336, "crop")
+
+
+def test_picture_that_becomes_too_large_is_refused_by_the_mode_of_the_run(tmp_path):
+    """MobileVLM's checkpoints pad, those of Imp but one squash."""
+    path = write_picture(tmp_path / "long.png", 14000, 2)
+    Imp(data=path).prepare(Here())
+    for workload in (MobileVlm(data=path), Imp(data=path, image_mode="pad"), Imp(data=path, variant="v1.5-4b-phi3")):
+        with pytest.raises(UsageError, match="padded to a square"):
+            workload.prepare(Here())
 
 
 def test_picture_of_a_benchmark_that_is_none_is_refused_before_it_is_asked_about(folder, tmp_path):

@@ -68,17 +68,25 @@ def opened(source: Source) -> Image.Image:
     return _decoded(data, str(path))
 
 
+def check_size(width_px: int, height_px: int, size_px: int, mode: str) -> None:
+    """UsageError if a picture of that size, or what `mode` makes of it on the way to `size_px`, is too large."""
+    size = (width_px, height_px)
+    _check_pixels(size, size)
+    if mode == "pad":
+        _check_pixels((max(size), max(size)), size, "padded to a square ")
+    elif mode == "crop":
+        _check_pixels(_short_side(width_px, height_px, size_px), size, f"with its short side of {size_px} px ")
+
+
 def square(picture: Image.Image, size_px: int, mode: Mode, kind: Kind) -> Bytes:
     """The RGB picture as uint8 (size, size, 3), resized by Pillow's bicubic filter."""
     width_px, height_px = picture.size
+    check_size(width_px, height_px, size_px, mode)
     if mode == "pad":
-        side_px = max(width_px, height_px)
-        _check_pixels(side_px, side_px, picture, "padded to a square ")
-        picture = _padded(picture, side_px, kind)
+        picture = _padded(picture, max(width_px, height_px), kind)
         size = (size_px, size_px)
     elif mode == "crop":
         size = _short_side(width_px, height_px, size_px)
-        _check_pixels(*size, picture, f"with its short side of {size_px} px ")
     elif mode == "square":
         size = (size_px, size_px)
     else:
@@ -106,7 +114,7 @@ def _decoded(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # such as odd EXIF data, or transparency that is dropped
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=[f for f in _FORMATS if f in Image.OPEN]) as picture:
-                _check_pixels(*picture.size, picture)
+                _check_pixels(picture.size, picture.size)
                 return picture.convert("RGB")
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
@@ -120,12 +128,13 @@ def _decoded(data: bytes, name: str) -> Image.Image:
         raise UsageError(f"{name}: {what} ({said}); wanted one of {', '.join(_FORMATS)}") from error
 
 
-def _check_pixels(width_px: int, height_px: int, picture: Image.Image, what: str = "") -> None:
-    """UsageError, before memory is taken, if that is too much."""
+def _check_pixels(size: tuple[int, int], of: tuple[int, int], what: str = "") -> None:
+    """UsageError, before memory is taken, if `size`, which a picture of size `of` is or becomes, is too much."""
+    width_px, height_px = size
     if width_px * height_px > MAX_PIXELS:
         raise UsageError(
-            f"a picture of {picture.width}x{picture.height} px is {what}{width_px}x{height_px} = "
-            f"{width_px * height_px} pixels, more than {MAX_PIXELS}; make it smaller or less long"
+            f"a picture of {of[0]}x{of[1]} px is {what}{width_px}x{height_px} = {width_px * height_px} pixels, "
+            f"more than {MAX_PIXELS}; make it smaller or less long"
         )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgewatt.harness.api import UsageError
 from edgewatt.workloads import cache, picture_files, scenes
+from edgewatt.workloads.picture_files import Picture
+from edgewatt.workloads.vlm import pictures
 from edgewatt.workloads.vqa.question import Question
 
 
@@ -23,10 +25,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Questions:
-    """All items of a run in their order, what was left out, and a digest of their content."""
+    """All items of a run in their order, what was left out, the sizes of all pictures, a digest of their content."""
 
     items: tuple[Asked, ...]
     warnings: tuple[str, ...] = ()
+    sizes_px: Mapping[Path, tuple[int, int]] = field(default_factory=dict)  # width and height
+
+    def check_sizes(self, size_px: int, mode: str) -> None:
+        """UsageError if a picture cannot be made a square of `size_px`: better now than at that question's turn."""
+        for path, (width_px, height_px) in self.sizes_px.items():
+            try:
+                pictures.check_size(width_px, height_px, size_px, mode)
+            except UsageError as error:
+                raise UsageError(f"{path}: {error}") from error
 
     @property
     def sha256(self) -> str:
@@ -55,7 +66,8 @@ def of_pictures(
         return Questions((Asked("0", question, ()),))
     most = None if limit is None else limit * images_per_question
     found, warnings = _pictures(data, most, strict, seed)
-    groups = [tuple(found[k : k + images_per_question]) for k in range(0, len(found), images_per_question)]
+    paths = [p.path for p in found]
+    groups = [tuple(paths[k : k + images_per_question]) for k in range(0, len(paths), images_per_question)]
     if len(groups[-1]) < images_per_question:
         if len(groups) == 1:
             raise UsageError(
@@ -64,29 +76,29 @@ def of_pictures(
         warnings = (*warnings, f"the last {len(groups[-1])} pictures do not fill a question; left out")
         groups.pop()
     ids = [" ".join(p.name for p in group) for group in groups]
-    return Questions(tuple(Asked(i, question, g) for i, g in zip(ids, groups, strict=True)), warnings)
+    return Questions(tuple(Asked(i, question, g) for i, g in zip(ids, groups, strict=True)), warnings, _sizes_px(found))
 
 
-def _pictures(data: Path | None, limit: int | None, strict: bool, seed: int) -> tuple[Sequence[Path], tuple[str, ...]]:
+def _pictures(
+    data: Path | None, limit: int | None, strict: bool, seed: int
+) -> tuple[Sequence[Picture], tuple[str, ...]]:
     """The pictures of a run, and what is to be said of them."""
     if data is None:
         drawn, _ = picture_files.in_folder(scenes.folder(seed), limit, strict=True)
         said = (
             f"no pictures were given: {len(drawn)} drawn scenes (seed {seed}) stand in for them; set data to your own"
         )
-        return [p.path for p in drawn], (said,)
+        return drawn, (said,)
     if not picture_files.exists(data):
         raise UsageError(f"data={data}: no such file or folder; wanted a picture or a folder of them")
     if data.is_dir():
-        found, warnings = picture_files.in_folder(data, limit, strict)
-        return [p.path for p in found], warnings
+        return picture_files.in_folder(data, limit, strict)
     if data.suffix.lower() not in picture_files.SUFFIXES:
         raise UsageError(
             f"data={data}: not called as a picture is; wanted {', '.join(picture_files.SUFFIXES)} or a folder of "
             "pictures; for a benchmark set dataset too"
         )
-    _check({data: data.name}, f"data={data}")
-    return [data], ()
+    return _checked({data: data.name}, f"data={data}"), ()
 
 
 def of_benchmark(questions: Sequence[Question]) -> Questions:
@@ -99,16 +111,20 @@ def of_benchmark(questions: Sequence[Question]) -> Questions:
     for q, item in zip(questions, items, strict=True):
         for path in item.pictures:
             names.setdefault(path, q.image or f"that of question {q.id}")
-    _check(names, "the benchmark's pictures")
-    return Questions(items)
+    return Questions(items, sizes_px=_sizes_px(_checked(names, "the benchmark's pictures")))
 
 
-def _check(names: Mapping[Path, str], source: str) -> None:
-    """UsageError that names the files that are no pictures."""
+def _checked(names: Mapping[Path, str], source: str) -> tuple[Picture, ...]:
+    """The pictures in those files; UsageError that names the files that are none."""
     places = dict(zip(names.values(), names, strict=True))
     looked = picture_files.looked_at(dict(enumerate(places)), lambda name: places[name], None)
     if looked.left_out:
         raise UsageError(f"{source}: {looked}; wanted pictures: copy them anew, or ask about others")
+    return looked.pictures
+
+
+def _sizes_px(found: Sequence[Picture]) -> dict[Path, tuple[int, int]]:
+    return {p.path: (p.width_px, p.height_px) for p in found}
 
 
 def _picture(question: Question) -> tuple[Path, ...]:

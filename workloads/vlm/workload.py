@@ -92,6 +92,9 @@ class VisionLanguage(Workload):
             )
         asked, about = self._asked()
         chosen = subject.chosen(self.system, self.variant, self.weights, self.size, self.vision_tower)
+        what = chosen.architecture
+        image_mode = self.image_mode or self._IMAGE_MODES.get(self.dataset, "")
+        asked.check_sizes(what.vision.image_px, image_mode or what.image_mode)
         weights = SYNTHETIC if chosen.folder is None else device.put(chosen.folder)
         pushed = {p: device.put(p) for item in asked.items for p in item.pictures}
         return Job(
@@ -107,7 +110,7 @@ class VisionLanguage(Workload):
                 ],
                 "max_new_tokens": self.max_new_tokens or dataset.MAX_NEW_TOKENS.get(self.dataset, 64),
                 **{key: getattr(self, key) for key in _PASSED},
-                "image_mode": self.image_mode or self._IMAGE_MODES.get(self.dataset, ""),
+                "image_mode": image_mode,
                 **about,
             },
             item_count=len(asked.items),
