@@ -45,6 +45,12 @@ def moved(first: tuple[float, float], last: tuple[float, float]) -> float | None
     return change / first[0]
 
 
+def uneven(view: View) -> Mapping[str, str]:
+    """Phase -> how items differ in kind in it, as the engine tells: a median over them would be that of none."""
+    told = view.run.engine.get("uneven")
+    return {str(phase): str(why) for phase, why in told.items()} if isinstance(told, Mapping) else {}
+
+
 def _first(view: View, found: Findings) -> None:
     warm = view.whole_items(WARMUP)
     if len(warm.start_s) and view.named(WARMUP)[0].repeat == 0 and warm.interval[0] == 0:
@@ -68,7 +74,12 @@ def _latencies(view: View, found: Findings) -> None:
         return
     quantiles(QUANTILES, WINDOW, whole.by_interval(), "item, from the start of its first phase to its end", found)
     phases = view.item_phases()
+    different = uneven(view)
+    for phase, why in different.items():
+        found.warnings.append(f"{phase}: {why}, so it is given no time; items of one kind alone have one")
     for phase in phases if len(phases) > 1 else ():
+        if phase in different:
+            continue
         spans = view.spans(WINDOW, phase)  # all of a phase that has steps, so that the phases make up the item
         each = [spans.duration_s[spans.interval == k] for k in np.unique(spans.interval)]
         if each:

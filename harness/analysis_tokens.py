@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgewatt.harness import statistics
-from edgewatt.harness.analysis_timing import FIRST_TOKEN, PREFILL, between, few, quantiles
+from edgewatt.harness.analysis_timing import FIRST_TOKEN, PREFILL, between, few, quantiles, uneven
 from edgewatt.harness.analysis_view import SEED, WHOLE_RUN, WINDOW, Findings, Steps, View, steps_of
 from edgewatt.harness.api import Floats, Ints, Items
 
@@ -38,7 +38,7 @@ def token_figures(view: View, found: Findings) -> None:
 
 def _first_token(view: View, found: Findings) -> None:
     vision, prefill = view.spans(WINDOW, VISION), view.spans(WINDOW, PREFILL)
-    if len(vision.item):
+    if len(vision.item) and VISION not in uneven(view):
         quantiles({"vision_s": 0.5}, WINDOW, _by_window(vision, vision.duration_s), "vision of every item", found)
     if len(prefill.item) == 0:
         return

@@ -507,10 +507,11 @@ class Runner(ABC):
     Made once per job as `Runner(params)`, where `params` is the job's; closed by the end of the process.
     One that loads for long keeps an attribute `loaded` at the share that is done, 0 to 1.
 
-    Two of the facts that `load` may give have a meaning of their own. `costs`, phase -> {"macs": [c0, c1, c2],
+    Some of the facts that `load` may give have a meaning of their own. `costs`, phase -> {"macs": [c0, c1, c2],
     "bytes": [b0, b1, b2]}: a step on t tokens, after which its item has k, takes c0 + c1 t + c2 t k multiplications
     and moves b0 + b1 t + b2 k bytes (k: over all phases that count tokens; a phase that counts none: t = k = 0).
     `read_bandwidth_bytes_per_s` and `read_bandwidth_error_bytes_per_s`: what the device's memory was measured to give.
+    `uneven`, phase -> in what items differ there (some have no picture): such a phase gets no time of its own.
     """
 
     @abstractmethod

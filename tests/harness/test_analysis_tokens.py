@@ -117,6 +117,19 @@ def test_run_without_tokens_has_none_of_these_figures():
     assert not {m.metric for m in each} & {*TOKEN_METRICS, "prefill_tokens", "energy_per_token_j", "macs_per_inference"}
 
 
+def test_phase_in_which_items_differ_in_kind_has_no_time_but_a_word():
+    """Of items half of which have no picture, a median of `vision` would be that of none of them."""
+    each, _, warnings = found(ALIKE, {"uneven": {"vision": "questions have 0 or 1 pictures"}})
+    of_vision = {(m.metric, m.phase) for m in each if "vision" in (m.phase, m.metric.removesuffix("_s"))}
+    assert of_vision == set()
+    (said,) = [w for w in warnings if w.startswith("vision: ")]
+    assert "questions have 0 or 1 pictures" in said
+    assert value(each, "latency_s", "prefill") == (pytest.approx(0.5), "s", 20)
+    assert value(each, "ttft_s")[0] == pytest.approx(0.7)
+    for nonsense in (["vision"], "vision", 3, None):
+        assert value(found(ALIKE, {"uneven": nonsense})[0], "vision_s")[0] == pytest.approx(0.2)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Speed at a position
 

@@ -8,7 +8,8 @@ from conftest import ROOT
 from edgewatt.workloads.vlm import answers
 from edgewatt.workloads.vqa import dataset
 
-POPE = ROOT / "tests" / "data" / "vqa" / "pope"
+VQA = ROOT / "tests" / "data" / "vqa"
+POPE = VQA / "pope"
 
 
 def answer(index, qid, text, ids=(5, 6, 2)):
@@ -23,7 +24,7 @@ def kept(folder, rows, benchmark=None, listed=None):
     raw, into = folder / "raw", folder / "into"
     raw.mkdir()
     into.mkdir()
-    answers.write(raw, {r["index"]: r for r in rows}, listed or len(rows), benchmark, [])
+    answers.write(raw, {r["index"]: r for r in rows}, "mobilevlm v1-1.7b", listed or len(rows), benchmark, [])
     score = answers.score(answers.read(raw), into, "mobilevlm", 0)
     assert set(score.outputs) == {"answers.jsonl", "questions.json"}
     return json.loads(score.outputs["questions.json"].read_text()), score
@@ -61,7 +62,38 @@ def test_run_that_ended_early_keeps_what_was_answered(tmp_path):
     first = opened.questions[0]
     found, score = kept(tmp_path, [answer(0, first.id, "Yes")], opened.as_json(), listed=len(opened.questions))
     assert len(found["questions"]) == 1
-    assert any(f"1 of {len(opened.questions)} questions were asked" in w for w in score.warnings)
+    (said,) = [w for w in score.warnings if f"1 of {len(opened.questions)} questions were asked" in w]
+    assert "set limit" in said and "window" not in said, "a window has no length that cuts questions off"
+
+
+def test_run_that_ended_inside_a_pair_is_scored_without_that_pair(tmp_path):
+    """MME asks two questions about each picture. All are answered right but the very last, which was not asked."""
+    opened = dataset.open("mme", VQA / "mme" / "ground_truth", with_pictures=False)
+    rows = [answer(k, q.id, q.label) for k, q in enumerate(opened.questions)]
+    found, score = kept(tmp_path, rows[:-1], opened.as_json(), listed=len(rows))
+    assert {m.metric: m.value for m in score.measurements} == {"mme_perception": 2000, "mme_cognition": 800}
+    assert [q["points"] for q in found["questions"]] == [1.0] * (len(rows) - 2) + [None]
+    assert not any("no score" in w for w in score.warnings)
+
+
+@pytest.mark.parametrize("benchmark", ["", "pope"])
+def test_lines_of_the_answer_file_have_all_that_the_official_ones_have(tmp_path, benchmark):
+    """vqa-scoring.md, at its beginning: what all runners write."""
+    opened = dataset.open("pope", POPE, with_pictures=False) if benchmark else None
+    row = answer(0, opened.questions[0].id if opened else "a.png", "Yes")
+    _, score = kept(tmp_path, [row], opened and opened.as_json())
+    line = json.loads(score.outputs["answers.jsonl"].read_text())
+    assert set(line) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+    assert (line["text"], line["answer_id"], line["model_id"], line["metadata"]) == (
+        "Yes", row["id"], "mobilevlm v1-1.7b", {},
+    )  # fmt: skip
+
+
+def test_answers_of_before_the_model_was_told_are_still_read(tmp_path):
+    about = {"form": 1, "benchmark": None, "listed": 1, "warnings": [], "answers": [answer(0, "a.png", "Yes")]}
+    (tmp_path / "answers.json").write_text(json.dumps(about))
+    score = answers.score(answers.read(tmp_path), tmp_path, "imp", 0)
+    assert json.loads(score.outputs["answers.jsonl"].read_text())["model_id"] == "imp"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "\x00", "a\nb", "ünïcödé", "x" * 100_000])

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgewatt.workloads.vlm import attention  # noqa: E402
+from edgewatt.workloads.vlm.runner import Watched  # noqa: E402
 from support import plain_vlm  # noqa: E402
 from support.tiny_networks import TINY, close, filled, made, pictures  # noqa: E402
 
@@ -105,6 +106,16 @@ def test_cache_holds_its_room_without_moving_and_then_doubles():
     net.decode(1, cache)
     assert cache.length == 9
     assert cache.bytes == layers * tensors * heads * dim * size * 16
+
+
+@pytest.mark.parametrize(("prompt", "steps"), [(298, 1), (299, 1), (300, 0)])
+def test_answer_is_decoded_again_as_far_as_the_context_goes(prompt, steps):
+    """300 places: the one token that comes of a prompt that fills them cannot be read."""
+    net, _ = made("phi2")
+    watched = Watched(net, room=4)
+    watched.prefill(torch.zeros(1, prompt, 80))
+    watched.ids = (1,)
+    assert [watched.again() for _ in range(2)] == [steps, steps]
 
 
 def test_cache_hands_out_views_of_what_it_keeps():

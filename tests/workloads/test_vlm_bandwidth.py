@@ -17,12 +17,6 @@ def system(folder, *caches):
     return folder
 
 
-def meminfo(folder, free_kib):
-    path = folder / "meminfo"
-    path.write_text(f"MemTotal:       16000000 kB\nMemFree:         1000 kB\nMemAvailable:   {free_kib} kB\n")
-    return path
-
-
 def test_last_caches_of_all_clusters_are_added_and_each_counts_once(tmp_path):
     """Two clusters of two cores, each with 32 MiB that its cores share; the smaller caches do not count."""
     caches = [(c, 3, "32768K", "0-1" if c < 2 else "2-3") for c in range(4)]
@@ -47,17 +41,25 @@ def test_machine_that_tells_no_caches_has_none_to_reckon_with(tmp_path):
 )
 def test_buffer_is_far_larger_than_the_caches_and_leaves_memory_free(tmp_path, cache, free_mib, wanted_mib):
     cpus = system(tmp_path / "cpu", (0, 3, cache, "0"))
-    assert bandwidth._size_bytes(cpus, meminfo(tmp_path, free_mib << 10)) == wanted_mib << 20
+    assert bandwidth._size_bytes(free_mib << 20, cpus) == wanted_mib << 20
 
 
-def test_memory_that_does_not_hold_twice_the_cache_is_refused_with_the_figures(tmp_path):
+def test_memory_that_does_not_hold_twice_the_cache_has_no_room_and_the_figures_are_told(tmp_path):
     cpus = system(tmp_path / "cpu", (0, 3, "131072K", "0"))
-    with pytest.raises(UsageError, match=f"{800 << 20} bytes of memory are free.*{256 << 20}"):
-        bandwidth._size_bytes(cpus, meminfo(tmp_path, 800 << 10))
+    with pytest.raises(bandwidth.NoRoomError, match=f"{800 << 20} bytes of memory are free.*{256 << 20}"):
+        bandwidth._size_bytes(800 << 20, cpus)
 
 
-def test_machine_that_does_not_tell_its_memory_gets_the_least(tmp_path):
-    assert bandwidth._size_bytes(tmp_path, tmp_path / "absent") == 256 << 20
+def test_machine_that_does_not_tell_its_caches_gets_the_least(tmp_path):
+    assert bandwidth._size_bytes(8 << 30, tmp_path) == 256 << 20
+
+
+def test_room_is_what_the_control_groups_of_this_process_leave(monkeypatch):
+    """60 MB are left in one: a quarter of them is taken, and 15 MB in 5 ms are 3 GB/s."""
+    monkeypatch.setattr(bandwidth.memory, "available", lambda: 60_000_000)
+    monkeypatch.setattr(bandwidth, "last_cache_bytes", lambda _: 0)
+    monkeypatch.setattr(bandwidth, "_round_s", lambda _: 5e-3)
+    assert bandwidth.read_bandwidth(1, seconds=0) == (3e9, 0)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -112,6 +112,30 @@ def test_network_that_a_gpu_has_no_room_for_is_refused_before_it_is_made(monkeyp
         runner.loaded(chosen, params, torch.device("cuda"), 300, lambda *_: None)
 
 
+@pytest.mark.parametrize(("dtype", "stored_bytes"), [("F64", 8), ("F32", 4), ("BF16", 2)])
+def test_memory_is_asked_for_before_its_bandwidth_is_measured(monkeypatch, tmp_path, dtype, stored_bytes):
+    """1 GB is left; a tensor of the checkpoint counts as large as it is stored."""
+    import torch
+
+    from edgewatt.workloads.vlm import checkpoint, memory, runner, subject
+
+    asked = []
+    check = memory.check
+
+    def checked(what, left):
+        asked.append(what)
+        return check(what, left)
+
+    monkeypatch.setattr(memory, "check", checked)
+    monkeypatch.setattr(memory, "available", lambda: 1_000_000_000)
+    monkeypatch.setattr(runner.bandwidth, "read_bandwidth", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr(checkpoint, "open", lambda *_: SimpleNamespace(dtype=dtype))
+    params = {"precision": "bf16", "exact": False, "items": [{"pictures": ["a.png"]}], "vision_tower": None, "seed": 0}
+    chosen = dataclasses.replace(subject.chosen("mobilevlm", "v1-1.7b", "synthetic"), folder=tmp_path)
+    said = refusal(lambda: runner.loaded(chosen, params, torch.device("cpu"), 300, lambda *_: None))
+    assert said.startswith("precision=bf16 takes") and [a.stored_bytes for a in asked] == [stored_bytes]
+
+
 def test_hub_that_cannot_be_reached_is_one_line_and_no_more(monkeypatch):
     """The hub's library warns of every try of several; what it says last is in ours."""
     hub = pytest.importorskip("huggingface_hub")

@@ -32,11 +32,11 @@ def cached(cache, monkeypatch):
     monkeypatch.setenv("EDGEWATT_CACHE", str(cache))
 
 
-def executed(workload, folder):
+def executed(workload, folder, job=None):
     """Every question of the workload's job answered here: the folder of the answers, what was marked, the facts."""
     from edgewatt.workloads.vlm.runner import VisionLanguageRunner
 
-    job = workload.prepare(Here())
+    job = job or workload.prepare(Here())
     assert job.runner == f"{VisionLanguageRunner.__module__}:{VisionLanguageRunner.__name__}"
     runner = VisionLanguageRunner(json.loads(json.dumps(job.params)))  # a job travels as JSON
     facts = runner.load()
@@ -106,6 +106,8 @@ def test_pictures_of_scienceqa_are_made_square_as_each_official_runner_does(shar
             Image.new("RGB", (30, 20)).save(tmp_path / name)
     job = workload(dataset="scienceqa", data=data, images_dir=tmp_path).prepare(Here())
     assert job.params["image_mode"] == mode and job.params["max_new_tokens"] == 1024
+    assert {bool(i["pictures"]) for i in job.params["items"]} == {True, False}
+    assert job.isolate == ("prefill", "decode"), "without a picture there is nothing of vision to be looped"
     by_hand = workload(dataset="scienceqa", data=data, images_dir=tmp_path, image_mode="pad")
     assert by_hand.prepare(Here()).params["image_mode"] == "pad"
 
@@ -133,6 +135,23 @@ def test_every_precision_answers_and_says_what_multiplies(shared: Path, tmp_path
 
 
 @pytest.mark.needs_shared
+def test_memory_without_room_to_measure_its_bandwidth_costs_that_figure_alone(shared, tmp_path, monkeypatch):
+    """All that is left is needed for a buffer of twice the last caches, of which it may take a quarter."""
+    from edgewatt.workloads.vlm import bandwidth
+
+    folder, case = tiny_vlm.mobilevlm(shared, tmp_path / "checkpoint")
+    monkeypatch.setattr(bandwidth, "last_cache_bytes", lambda _: bandwidth.memory.available())
+    workload = MobileVlm(weights=str(folder), question=case["question"], max_new_tokens=2, limit=1)
+    raw, _, facts = executed(workload, tmp_path)
+    assert "read_bandwidth_bytes_per_s" not in facts
+    score = workload.score(raw, tmp_path)
+    (said,) = [w for w in score.warnings if w.startswith("no bandwidth_utilisation: ")]
+    assert "bytes of memory are free" in said and "end other programs" in said
+    line = json.loads(score.outputs["answers.jsonl"].read_text())
+    assert line["model_id"] == "mobilevlm", "a network of no published shape has no variant"
+
+
+@pytest.mark.needs_shared
 def test_exact_kernels_are_another_choice_and_said(shared: Path, tmp_path: Path) -> None:
     folder, case = tiny_vlm.mobilevlm(shared, tmp_path / "checkpoint")
     told = {}
@@ -152,7 +171,7 @@ def test_questions_about_several_pictures_or_none(shared: Path, tmp_path: Path, 
         weights=str(folder), question=case["question"], precision="fp32", max_new_tokens=3, ignore_eos=True, limit=1,
         images_per_question=pictures,
     )  # fmt: skip
-    raw, marks, _ = executed(workload, tmp_path)
+    raw, marks, facts = executed(workload, tmp_path)
     (answer,) = json.loads((raw / "answers.json").read_text())["answers"]
     text_tokens = len(case["input_ids"]) - 1
     if pictures == 2:  # one picture and its newline are two pieces more: see the golden prompt with two
@@ -160,6 +179,22 @@ def test_questions_about_several_pictures_or_none(shared: Path, tmp_path: Path, 
     else:
         assert answer["prompt_tokens"] < text_tokens
     assert dict(marks)["prefill"] == answer["prompt_tokens"]
+    phases = tuple(dict.fromkeys(phase for phase, _ in marks))
+    assert workload.prepare(Here()).item_phases == phases == (PHASES if pictures else (PHASES[0], *PHASES[2:]))
+    assert facts["uneven"] == {}
+
+
+@pytest.mark.needs_shared
+def test_questions_with_and_without_pictures_have_no_common_time_of_vision(shared, tmp_path):
+    """Such as ScienceQA's; here the second of two has lost its picture."""
+    folder, _ = tiny_vlm.mobilevlm(shared, tmp_path / "checkpoint")
+    workload = MobileVlm(weights=str(folder), precision="fp32", max_new_tokens=2, limit=2)
+    job = workload.prepare(Here())
+    assert job.isolate == PHASES
+    job.params["items"][1]["pictures"] = []
+    _, marks, facts = executed(workload, tmp_path, job)
+    assert facts["uneven"] == {"vision": "questions have 0 or 1 pictures"} and "vision" not in facts["costs"]
+    assert [phase for phase, _ in marks].count("vision") == 2, "the agent wants every phase of every item"
 
 
 @pytest.mark.needs_shared

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgewatt.harness.api import UsageError
+from edgewatt.harness.api import HarnessError, UsageError
+from edgewatt.workloads.vlm import memory
 
 LEAST_BYTES = 256 << 20
 CACHES = 4  # the buffer is so many times as large as the last cache: none of it is left there from the round before
@@ -24,15 +25,19 @@ FREE_SHARE = 0.25  # the most of the memory that is free which it takes
 LEAST_ROUNDS = 5
 
 
+class NoRoomError(HarnessError):
+    """Memory holds no buffer that is large enough."""
+
+
 def read_bandwidth(threads: int, size_bytes: int | None = None, seconds: float = 1.0) -> tuple[float, float]:
     """Bytes a second that `threads` threads read from main memory together, and the half-width of that.
 
     It takes about `seconds`, at least five rounds; `size_bytes` is chosen by the caches and by the memory that is free
-    where it is not told. UsageError if there is not even twice the last cache of that.
+    where it is not told. NoRoomError if there is not even twice the last cache of that.
     """
     if threads < 1:
         raise UsageError(f"read bandwidth: {threads} threads; wanted 1 or more")
-    size = size_bytes or _size_bytes()
+    size = size_bytes or _size_bytes(memory.available())
     buffer = np.ones(max(size // 8, threads), np.int64)  # written once: pages that nobody wrote to are all one page
     parts = np.array_split(buffer, threads)
     _round_s(parts)
@@ -63,19 +68,15 @@ def _round_s(parts: list[npt.NDArray[np.int64]]) -> float:
     return max(done) - min(begun)
 
 
-def _size_bytes(system: Path = Path("/sys/devices/system/cpu"), memory: Path = Path("/proc/meminfo")) -> int:
-    """How large the buffer should be here. Where a machine does not tell its caches, or its memory, nothing is made
-    of that."""
+def _size_bytes(free: int, system: Path = Path("/sys/devices/system/cpu")) -> int:
+    """How large the buffer should be, where `free` bytes are left. Caches that a machine does not tell are none."""
     cache = last_cache_bytes(system)
-    size = max(LEAST_BYTES, CACHES * cache)
-    free = _free_bytes(memory)
-    if free is not None:
-        size = min(size, int(FREE_SHARE * free))
-        if size < 2 * cache:
-            raise UsageError(
-                f"read bandwidth: {free} bytes of memory are free, of which it would take {FREE_SHARE:.0%}; wanted "
-                f"twice the last cache, {2 * cache}: end other programs, or leave it out"
-            )
+    size = min(max(LEAST_BYTES, CACHES * cache), int(FREE_SHARE * free))
+    if size < 2 * cache:
+        raise NoRoomError(
+            f"{free} bytes of memory are free, and reading may take {FREE_SHARE:.0%} of them; wanted twice the last "
+            f"caches, {2 * cache} bytes: end other programs"
+        )
     return size
 
 
@@ -98,13 +99,3 @@ def _bytes(text: str) -> int:
     """ "32768K" in bytes."""
     unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
     return int(text.rstrip("KMG")) * unit
-
-
-def _free_bytes(memory: Path) -> int | None:
-    try:
-        for line in memory.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None

@@ -69,6 +69,8 @@ class VisionLanguageRunner(Runner):
     def __init__(self, params: Mapping[str, Any]) -> None:
         self._params = params
         self._items = params["items"]
+        self._pictures_each = {len(i["pictures"]) for i in self._items}
+        self._warnings = list(params["warnings"])
         self._begun: dict[int, Begun] = {}
         self._begun_bytes = 0
         self.loaded = 0.0  # share of the weights, for whoever waits
@@ -78,7 +80,7 @@ class VisionLanguageRunner(Runner):
         threads = threads_used(p["threads"])
         torch.set_num_threads(threads)
         self._device = device = torch_device(p["provider"])
-        chosen = subject.chosen(p["system"], p["variant"], p["weights"], p["size"], p["vision_tower"])
+        self._chosen = chosen = subject.chosen(p["system"], p["variant"], p["weights"], p["size"], p["vision_tower"])
         self._architecture = what = chosen.architecture
         self._template = prompts.template_name(p["template"] or what.template)
         self._image_mode = p["image_mode"] or what.image_mode
@@ -107,9 +109,9 @@ class VisionLanguageRunner(Runner):
                 f"{what.prompt_limit}; shorten it, or show fewer pictures"
             )
         most = longest + p["max_new_tokens"]
-        # Before loading: its buffer is gone when the memory is needed. A GPU reads a memory of its own.
-        read, error = bandwidth.read_bandwidth(threads) if device.type == "cpu" else (None, None)
         self._net, facts = loaded(chosen, p, device, most, self._tell)
+        if why := facts.get("read_bandwidth_missing"):
+            self._warnings.append(f"no bandwidth_utilisation: {why}")
         return {
             "engine": "torch",
             "version": torch.__version__,
@@ -123,8 +125,7 @@ class VisionLanguageRunner(Runner):
             "image_tokens": what.image_tokens,
             "tokenizer": self._tokenizer.name,
             "costs": self._costs(),
-            "read_bandwidth_bytes_per_s": read,
-            "read_bandwidth_error_bytes_per_s": error,
+            "uneven": self._uneven(),
             **facts,
         }
 
@@ -132,7 +133,8 @@ class VisionLanguageRunner(Runner):
         item = self._items[index]
         mark("preprocess")
         begun = Begun(self._pixels(item), self._ids(item))
-        mark("vision")
+        if max(self._pictures_each) > 0:
+            mark("vision")
         begun.images = self._encoded(begun.pixels)
         mark("prefill", self._prompt_tokens(begun.ids))
         embeds = self._net.spliced(begun.ids, begun.images)
@@ -168,15 +170,22 @@ class VisionLanguageRunner(Runner):
         return None
 
     def save(self, outputs: Mapping[int, dict[str, Any]], folder: Path) -> None:
-        p = self._params
-        answers.write(folder, outputs, len(self._items), p["benchmark"], p["warnings"])
+        p, chosen = self._params, self._chosen
+        model = f"{chosen.architecture.system} {chosen.variant}".strip()
+        answers.write(folder, outputs, model, len(self._items), p["benchmark"], self._warnings)
 
     def _costs(self) -> dict[str, Any]:
         """What a step costs; the tower's only where all questions have as many pictures."""
-        precision, pictures_each = self._params["precision"], {len(i["pictures"]) for i in self._items}
+        precision = self._params["precision"]
         kv_bytes = 4 if precision == "fp32" else 2
-        costs = cost.costs(self._architecture, precision, kv_bytes, max(pictures_each))
-        return {k: v for k, v in costs.items() if k != "vision" or len(pictures_each) == 1}
+        costs = cost.costs(self._architecture, precision, kv_bytes, max(self._pictures_each))
+        return {k: v for k, v in costs.items() if k not in self._uneven()}
+
+    def _uneven(self) -> dict[str, str]:
+        """Phases in which questions differ in kind, and how: one time or cost of them all would be of none."""
+        if len(self._pictures_each) == 1:
+            return {}
+        return {"vision": f"questions have {' or '.join(map(str, sorted(self._pictures_each)))} pictures"}
 
     def _tell(self, came: int, whole: int) -> None:
         self.loaded = came / whole
@@ -233,6 +242,7 @@ class Watched:
         assert self._cache is not None
         self._cache.length = self._prompt
         tokens = self.ids[:-1] or self.ids  # the last one was never read, unless it is the only one
+        tokens = tokens[: self._net.architecture.text.positions - self._prompt]  # none, where the prompt fills them all
         for token in tokens:
             int(self._net.decode(token, self._cache).argmax())
         return len(tokens)
@@ -256,9 +266,11 @@ def loaded(
         opened = checkpoint.open(chosen.folder, what.system, None if tower is None else Path(tower))
     pictures_each = max(len(i["pictures"]) for i in params["items"])
     on_cpu = device.type == "cpu"
-    stored_bytes = 4 if opened is not None and opened.dtype in ("F32", "F64") else 2
+    stored_bytes = {"F64": 8, "F32": 4}.get(opened.dtype, 2) if opened is not None else 2
     fast, left = on_cpu and not params["exact"], None if on_cpu else _left_on_gpu(device)
     needed = memory.check(memory.Asked(what, precision, tokens, pictures_each, stored_bytes, fast), left)
+    # Before loading: its buffer is gone when the memory is needed. A GPU reads a memory of its own.
+    read = _read_bandwidth() if on_cpu else {}
     net = network.empty(what)
     wanted = net.official_keys()
     if opened is None:
@@ -271,7 +283,16 @@ def loaded(
     facts = load.load(net, tensors, precision, device=str(device), exact=params["exact"], progress=progress)
     if not on_cpu:
         net.to(device)
-    return net, facts | net.facts() | about | {"memory_needed_bytes": needed.peak}
+    return net, facts | net.facts() | about | {"memory_needed_bytes": needed.peak} | read
+
+
+def _read_bandwidth() -> dict[str, Any]:
+    """How fast memory is read, as facts; where it holds no buffer for that, why."""
+    try:
+        read, error = bandwidth.read_bandwidth(torch.get_num_threads())
+    except bandwidth.NoRoomError as no_room:
+        return {"read_bandwidth_missing": str(no_room)}
+    return {"read_bandwidth_bytes_per_s": read, "read_bandwidth_error_bytes_per_s": error}
 
 
 def _left_on_gpu(device: torch.device) -> int | None:

@@ -44,7 +44,7 @@ class VisionLanguage(Workload):
     template: str = ""  # of the conversation; "": the checkpoint's own
     image_mode: str = ""  # pad, crop or square; "": the checkpoint's own
     size: int = 0  # side of the tower's input in pixels; 0: the checkpoint's own
-    max_new_tokens: int = 0  # 0: what the benchmark's official runner allows, else 64
+    max_new_tokens: int = 0  # 0: what MobileVLM's official runner of the benchmark allows, for Imp too; else 64
     ignore_eos: bool = False  # go on to max_new_tokens whatever is said: every item is of one length
     temperature: float = 0.0  # 0: the likeliest token each time
     top_p: float = 1.0
@@ -96,6 +96,7 @@ class VisionLanguage(Workload):
         image_mode = self.image_mode or self._IMAGE_MODES.get(self.dataset, "")
         asked.check_sizes(what.vision.image_px, image_mode or what.image_mode)
         weights = SYNTHETIC if chosen.folder is None else device.put(chosen.folder)
+        have_pictures = [bool(i.pictures) for i in asked.items]
         pushed = {p: device.put(p) for item in asked.items for p in item.pictures}
         return Job(
             runner="edgewatt.workloads.vlm.runner:VisionLanguageRunner",
@@ -114,8 +115,9 @@ class VisionLanguage(Workload):
                 **about,
             },
             item_count=len(asked.items),
-            item_phases=PHASES,
-            isolate=PHASES if any(i.pictures for i in asked.items) else ("prefill", "decode"),
+            item_phases=PHASES if any(have_pictures) else tuple(p for p in PHASES if p != "vision"),
+            # A phase with nothing to do for some questions would be looped over those too.
+            isolate=PHASES if all(have_pictures) else ("prefill", "decode"),
             artefacts={"questions": asked.sha256, **chosen.artefacts()},
         )
 
@@ -139,7 +141,7 @@ class VisionLanguage(Workload):
             left = answers.read(outputs)
         except HarnessError as error:
             return Score(warnings=(f"no answers and no score: {error}",))
-        return answers.score(left, into, self.name, self.seed)
+        return answers.score(left, into, self.system, self.seed)
 
     def flags(self) -> Sequence[Flag]:
         found = []
