@@ -225,6 +225,8 @@ def _reasons(figure: Figure, ours: _Ours, result: Result) -> Iterator[Reason]:
         yield Reason("questions", said)
     if figure.of.is_textual and (said := _other_length(figure, ours)):
         yield Reason("length", said)
+    if figure.quantity.startswith("vision") and (pictures := run.spec.get("images_per_question", 1)) != 1:
+        yield Reason("length", f"theirs: one picture, ours: {pictures}")
     if conclusions.is_simulated(run):
         yield Reason("simulated", "our device is simulated")
     if not result.is_valid:

@@ -163,6 +163,13 @@ def test_other_length_speaks_against_it(tokens, said):
     assert [(r.rule, r.detail) for r in found] == ([("length", said)] if said else [])
 
 
+@pytest.mark.parametrize(("spec", "said"), [({}, []), ({"images_per_question": 2}, ["theirs: one picture, ours: 2"])])
+def test_several_pictures_speak_against_the_time_of_one(spec, said):
+    encoding = dataclasses.replace(PHONE, quantity="vision_s")
+    found = compared(encoding, vlm_run(measured("vision_s", 3.0), spec=spec)).reasons
+    assert [r.detail for r in found if r.rule == "length"] == said
+
+
 def test_length_that_they_do_not_state_speaks_against_it():
     unknown = dataclasses.replace(PHONE, prompt_tokens=None)
     assert compared(unknown, decode()).reasons[0].detail == "the length of their prompt is not stated"
