@@ -28,7 +28,8 @@ RULES: Mapping[str, str] = {
     "weights": "synthetic weights, in scores of quality",
     "size": "pictures of another size in pixels, or of one that is not stated",
     "questions": "a part of the questions or pictures, another split, or asked in another way, in scores of quality",
-    "length": "a prompt or an answer whose number of tokens differs by more than 10 %, or is not known",
+    "length": "a prompt or an answer whose number of tokens differs by more than 10 %, or is not known; in times of "
+    "vision, more or fewer pictures than one",
     "simulated": "a simulated device on our side",
     "void": "a flag that makes our number unusable",
 }
