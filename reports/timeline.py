@@ -21,7 +21,7 @@ _QUANTITIES = {
     "throttled": "Throttling",
     "throttle": "Throttling",
     "memory": "Memory",
-    "over_range": "Readings at the meter's limit",
+    "over_range": "At the meter's limit",
     "logic": "Digital inputs",
     "voltage": "Voltage",
     "current": "Current",
