@@ -120,12 +120,9 @@ class Recording(Meter):
                       "gap_p99_s": float(np.quantile(apart, 0.99))}  # fmt: skip
         return Trace(self.name, self.clock, tuple(channels), t_s, values, facts)
 
-    def _power(self) -> Channel:
-        return self._wiring.channel(age_s=0.0)
-
     def _channel(self, role: str) -> Channel:
         if role == "power":
-            return self._power()
+            return self._wiring.channel(age_s=0.0)
         w = self._wiring
         if role == "energy":
             covers = w.covers or f"all that it feeds ({w.boundary})"
