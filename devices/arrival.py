@@ -73,8 +73,8 @@ def times(
     # one that is found later bounds all before it, which helps those that lasted too short a time.
     own = np.minimum.reduceat(left_s, starts)
     offsets = np.minimum.accumulate(own[::-1])[::-1]
-    # What is left of a backlog, and what only a later offset bounds, has none of its own: it is placed only where nothing
-    # can have been lost since what has one.
+    # What is left of a backlog, and what only a later offset bounds, has none of its own: it is placed only where
+    # nothing can have been lost since what has one.
     is_live = _live(starts, x, arrival_s) & _settled(starts, left_s) & (own - offsets < SAME_S)
     before = np.maximum.accumulate(np.r_[-np.inf, np.where(is_live, offsets, -np.inf)])[:-1]
     is_placed = is_live | (offsets - before < SAME_S) | (len(starts) == 1)
