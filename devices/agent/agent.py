@@ -155,9 +155,14 @@ class Agent:
 
     def _is_silent(self) -> bool:
         # A beat that has come and was not read yet counts: this process may have been held up, and not the harness.
-        if not self._silence_ns or time.monotonic_ns() - self._heard_ns <= self._silence_ns:
+        if not self._is_overdue() or (
+            self._has_new_beat() if self._beat_file else select.select([self._in], [], [], 0)[0]
+        ):
             return False
-        return not (self._has_new_beat() if self._beat_file else select.select([self._in], [], [], 0)[0])
+        return self._is_overdue()  # another thread may just have taken the beat
+
+    def _is_overdue(self) -> bool:
+        return 0 < self._silence_ns < time.monotonic_ns() - self._heard_ns
 
     def _has_new_beat(self) -> bool:
         """Whether the beat file says something else than before."""
@@ -168,7 +173,8 @@ class Agent:
             return False
         if not beat or beat == self._beat:  # empty between a writer's truncating it and its writing
             return False
-        self._beat, self._heard_ns = beat, time.monotonic_ns()
+        self._heard_ns = time.monotonic_ns()  # before it is taken: see `_is_silent`
+        self._beat = beat
         return True
 
     def watch(self, silence_s: float | None, beat_file: str = "", listens: bool = True) -> None:
@@ -214,6 +220,8 @@ class Agent:
         """What came on stdin; None if nothing did, b"" if its other end is closed."""
         if not select.select([self._in], [], [], timeout_s)[0]:
             return None
+        if not self._beat_file:
+            self._heard_ns = time.monotonic_ns()  # before it is taken: see `_is_silent`
         try:
             return os.read(self._in, 4096)
         except BlockingIOError:  # it may be the same socket as stdout, which does not block
@@ -230,8 +238,6 @@ class Agent:
             self._listens = False
         elif not said:
             self.abandon()
-        if not self._beat_file:
-            self._heard_ns = time.monotonic_ns()
         *lines, rest = (rest + said).split(b"\n")
         if b"stop" in lines:
             self.stop()

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.agents import Plain, agent_of, alive, samples, wait_gone
+from support.agents import Plain, agent_of, alive, environment, samples, wait_gone
 
 FAKES = "support.fake_functions"
 SILENCE_S = 0.8  # of the harness, after which an agent of these tests ends
@@ -216,6 +217,45 @@ def test_beats_that_came_while_it_was_held_up_count(agent: Plain, tmp_path: Path
         assert link.process.poll() is None
         link.end("stop")
         assert link.wait(3)[-1]["reason"] == "stopped"
+
+
+BEAT_TAKEN = """
+import os, sys, time
+from edgewatt.devices.agent import agent
+
+beats, of_harness = os.pipe()
+os.dup2(beats, 0)
+one = agent.Agent("sample", os.devnull)
+one._beat_file, one._silence_ns = sys.argv[1], 500_000_000  # as `watch` would, without its thread
+real_select, real_open, is_other = agent.select.select, open, False
+
+def first_the_other(look):
+    # What another thread does while this one is between two steps of its look.
+    def between(*arguments):
+        global is_other
+        if not is_other:
+            is_other = True
+            took = one._has_new_beat() if sys.argv[1] else one.heard(0)
+            assert took, took
+        return look(*arguments)
+    return between
+
+agent.select.select, agent.open = first_the_other(real_select), first_the_other(real_open)
+os.write(of_harness, b"x")
+one._heard_ns = time.monotonic_ns() - 600_000_000
+stopping = one.look()
+os.write(2, f"{is_other} {stopping!r}".encode())
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["stdin", "file"])
+def test_beat_that_another_thread_is_just_taking_counts(is_file: bool, tmp_path: Path) -> None:
+    file = tmp_path / "beat"
+    file.write_bytes(b"first")
+    command = [sys.executable, "-c", BEAT_TAKEN, str(file) if is_file else ""]
+    ended = subprocess.run(command, env=environment(), capture_output=True, timeout=60, check=False)
+    assert ended.stderr == b"True ''"
 
 
 def test_line_of_stop_may_come_in_pieces_and_other_words_are_beats(agent: Plain, tmp_path: Path) -> None:

@@ -253,12 +253,12 @@ Stopping Agent::look() {
 
 // A beat that has come and was not read yet counts: this process may have been held up, and not the harness.
 bool Agent::is_silent() {
-    const int64_t silence = silence_ns_;
-    if (!silence || awake_ns() - heard_ns_ <= silence) return false;
-    if (!beat_file_.empty()) return !has_new_beat();
     pollfd in{in_, POLLIN, 0};
-    return poll(&in, 1, 0) <= 0;
+    if (!is_overdue() || (beat_file_.empty() ? poll(&in, 1, 0) > 0 : has_new_beat())) return false;
+    return is_overdue();  // another thread may just have taken the beat
 }
+
+bool Agent::is_overdue() const { return silence_ns_ && awake_ns() - heard_ns_ > silence_ns_; }
 
 // Whether the beat file says something else than before.
 bool Agent::has_new_beat() {
@@ -312,6 +312,7 @@ void Agent::watch_until_gone() {
 ssize_t Agent::heard(char* into, std::size_t size, int timeout_ms) {
     pollfd in{in_, POLLIN, 0};
     if (poll(&in, 1, timeout_ms) <= 0) return -1;
+    if (beat_file_.empty()) heard_ns_ = awake_ns();  // before it is taken: see is_silent
     const ssize_t n = read(in.fd, into, size);
     if (n < 0) return errno == EAGAIN || errno == EINTR ? -1 : 0;  // it may be the same socket as stdout
     return n;
@@ -327,7 +328,6 @@ bool Agent::listen(std::string& rest) {
         in_ = -1;
         return false;
     }
-    if (beat_file_.empty()) heard_ns_ = awake_ns();
     rest.append(said, static_cast<std::size_t>(n));
     for (std::size_t end; (end = rest.find('\n')) != std::string::npos; rest.erase(0, end + 1))
         if (rest.compare(0, end, "stop") == 0) on_stop(0);

@@ -84,6 +84,7 @@ public:
 
 private:
     bool is_silent();
+    bool is_overdue() const;
     bool has_new_beat();
     bool listen(std::string& rest);
     void watch_until_gone();
