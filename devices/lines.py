@@ -102,6 +102,7 @@ class Lines(SerialMeter):
         period_s = float(np.median(np.diff(trace.t_s))) if len(trace.t_s) > 1 else self.period_s
         facts = {**trace.facts, "missing": int(np.isnan(values[:, 0]).sum())}
         if "rate_hz" not in self._settings:
+            self.period_s = period_s  # how long a run waits for the reading after its end
             limit_s = max(3 * period_s, 0.05)
             facts |= {"rate_asked_hz": 1 / period_s, "gap_limit_s": limit_s}
             facts |= timing(trace.t_s * 1e9, np.zeros(len(trace.t_s)), limit_s)

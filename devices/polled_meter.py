@@ -26,6 +26,7 @@ class PolledMeter(Meter):
     first_sample_s = 10.0  # how long `start` waits
 
     _thread: threading.Thread | None = None
+    _left: threading.Thread | None = None  # one whose reading did not return
     _trace: Trace | None = None
 
     @abstractmethod
@@ -45,6 +46,8 @@ class PolledMeter(Meter):
         """Sampling begins; returns once a first sample is in. HarnessError if none comes."""
         if self._thread is not None:
             raise RuntimeError(f"{self.name}: started already")
+        if self._left is not None and self._left.is_alive():
+            raise HarnessError(f"{self.name}: a reading that was begun before has not returned; is the meter there?")
         self._trace = None
         self._samples: list[tuple[int, int, Sequence[float]]] = []
         self._failures, self._text, self._ended = 0, "", ""
@@ -64,7 +67,7 @@ class PolledMeter(Meter):
             self._thread.join(self.first_sample_s)
             if self._thread.is_alive():
                 self._ended = self._ended or f"a reading did not return within {self.first_sample_s:g} s"
-            self._thread = None
+            self._left, self._thread = self._thread, None
             self._trace = self._traced()
         if self._trace is None:
             raise RuntimeError(f"{self.name}: never started")

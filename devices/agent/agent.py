@@ -39,7 +39,6 @@ MISSING = -(2**63)  # a reading that failed, where the values are integers
 LOOK_S = 0.25  # the longest the agent goes without looking whether it should end
 PING_SILENCE_S = 5.0  # a harness that pings does so every few milliseconds; one that does not has gone
 FIRST_OF_STREAM_S = 30.0  # a stream may have to start a program first
-WATCH_S = 0.5  # how often a thread looks, for work that is too long to look itself
 GRACE_S = 1.0  # for the work to end by itself, once the harness has gone
 HOLD_GRACE_S = 60.0  # to put back what was held takes longer, and matters more
 MOST_VALUES = 32768  # in one event: keeps it far below the length a line may have
@@ -147,35 +146,23 @@ class Agent:
         """A signal that says nothing: the link may come and go."""
 
     def look(self) -> str:
-        """`stopping`, after looking whether the parent still lives and the heart still beats."""
-        is_parentless = not self._beat_file and os.getppid() != self._parent
-        if self.stopping != "orphaned" and (is_parentless or self._is_silent()):
+        """`stopping`, after looking whether the parent still lives."""
+        if self.stopping != "orphaned" and not self._beat_file and os.getppid() != self._parent:
             self.abandon()
         return self.stopping
 
-    def _is_silent(self) -> bool:
-        # A beat that has come and was not read yet counts: this process may have been held up, and not the harness.
-        if not self._is_overdue() or (
-            self._has_new_beat() if self._beat_file else select.select([self._in], [], [], 0)[0]
-        ):
-            return False
-        return self._is_overdue()  # another thread may just have taken the beat
+    def _look_for_beat(self) -> None:
+        """Takes a beat file that says something else than before for a beat."""
+        try:
+            with open(self._beat_file, "rb") as file:  # noqa: PTH123 - it is short, and read often
+                beat = file.read(256)
+        except OSError:
+            return
+        if beat and beat != self._beat:  # empty between a writer's truncating it and its writing
+            self._beat, self._heard_ns = beat, time.monotonic_ns()
 
     def _is_overdue(self) -> bool:
         return 0 < self._silence_ns < time.monotonic_ns() - self._heard_ns
-
-    def _has_new_beat(self) -> bool:
-        """Whether the beat file says something else than before."""
-        try:
-            with open(self._beat_file, "rb") as file:  # noqa: PTH123 - read from several threads, often
-                beat = file.read(256)
-        except OSError:
-            return False
-        if not beat or beat == self._beat:  # empty between a writer's truncating it and its writing
-            return False
-        self._heard_ns = time.monotonic_ns()  # before it is taken: see `_is_silent`
-        self._beat = beat
-        return True
 
     def watch(self, silence_s: float | None, beat_file: str = "", listens: bool = True) -> None:
         """From here on a thread cuts off, with all it started, what does not end by itself when the harness has gone.
@@ -188,7 +175,7 @@ class Agent:
             signal.signal(signal.SIGHUP, self.pass_over)
             self.stopping = "" if self.stopping == "orphaned" else self.stopping
             self._beat_file = beat_file
-            self._has_new_beat()
+            self._look_for_beat()
         if silence_s is not None:
             self._heard_ns, self._silence_ns = time.monotonic_ns(), int(silence_s * 1e9)
             self._listens = listens
@@ -201,12 +188,17 @@ class Agent:
     def _watch(self) -> None:
         rest = b""
         while self.look() != "orphaned":
-            if self._beat_file:
-                self._has_new_beat()
+            # A beat may be late because this process or the whole machine was held up: only who is silent at a second
+            # look too, after time for what was held up, has gone.
+            was_overdue = self._is_overdue()
             if self._listens:
                 rest = self._listen(rest)
             else:
-                time.sleep(WATCH_S)
+                time.sleep(LOOK_S)
+            if self._beat_file:
+                self._look_for_beat()
+            if was_overdue and self._is_overdue():
+                self.abandon()
         grace_s = HOLD_GRACE_S if self.verb == "hold" else GRACE_S
         time.sleep(grace_s)
         if self.verb == "hold":
@@ -220,8 +212,6 @@ class Agent:
         """What came on stdin; None if nothing did, b"" if its other end is closed."""
         if not select.select([self._in], [], [], timeout_s)[0]:
             return None
-        if not self._beat_file:
-            self._heard_ns = time.monotonic_ns()  # before it is taken: see `_is_silent`
         try:
             return os.read(self._in, 4096)
         except BlockingIOError:  # it may be the same socket as stdout, which does not block
@@ -231,13 +221,15 @@ class Agent:
 
     def _listen(self, rest: bytes) -> bytes:
         """Takes what came on stdin after `rest`, the beginning of a line; the new such beginning comes back."""
-        said = self.heard(WATCH_S)
+        said = self.heard(LOOK_S)
         if said is None:
             return rest
         if not said and self._beat_file:
             self._listens = False
         elif not said:
             self.abandon()
+        if not self._beat_file:
+            self._heard_ns = time.monotonic_ns()
         *lines, rest = (rest + said).split(b"\n")
         if b"stop" in lines:
             self.stop()
@@ -849,11 +841,19 @@ def cpu_used_s() -> float:
 def _stream_until_end(
     agent: Agent, reading: Stream, frames: Frames, batch_s: float, duration_s: float, scheduling: str
 ) -> None:
-    """Takes what comes until asked to end or the stream fails. RefusedError if nothing ever came."""
+    """Takes what comes until asked to end, and what is on its way then, or until the stream fails.
+
+    RefusedError if nothing ever came.
+    """
     start = batch_start = now = now_ns()
+    end = start + duration_s * 1e9
     t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
     has_begun = False
-    while not (agent.look() or reading.failure) and now - start < duration_s * 1e9:
+    while not reading.failure and now < end:
+        if agent.look():
+            if agent.stopping == "orphaned" or not has_begun:
+                break
+            end = min(end, now + LOOK_S * 1e9)
         got = reading.read()
         now = now_ns()
         if got is not None and not has_begun and any(v == v for v in got[2]):
@@ -884,7 +884,9 @@ def _sample_until_end(
     t_ns, read_ns, values = array.array("q"), array.array("q"), reading.batch()
     while True:
         agent.sleep_until(start + math.ceil(k * period_ns))
-        if agent.stopping:
+        # Asked to end, it reads once more: held up until now, it may not have read since what is measured was over.
+        is_last = bool(agent.stopping)
+        if is_last and (k == 0 or agent.stopping == "orphaned"):
             break
         before = now_ns()
         values.extend(row())
@@ -903,11 +905,11 @@ def _sample_until_end(
             reading.refresh()
             agent.look()
             looked = after
-        if after >= end:
-            break
         due = max(k + 1, int((before - start) / period_ns) + 1)
         skipped += due - k - 1
         k = due
+        if is_last or after >= end:
+            break
     frames.add(t_ns, read_ns, values)
     return skipped
 

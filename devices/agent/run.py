@@ -197,8 +197,8 @@ class Execution:
     def _begin(self, phase: str, repeat: int, seconds: float = math.inf, least: int = 0) -> int:
         """A part begins that lasts `seconds` and at least `least` items: its start."""
         self._stamps.clear()
+        self._start_ns = self._step_ns = now_ns()  # first: a thread judges the part by it
         self._phase, self._repeat, self._items, self._least, self._seconds = phase, repeat, 0, least, seconds
-        self._start_ns = self._step_ns = now_ns()
         return self._start_ns
 
     def _end(self, start_ns: int, end_ns: int) -> None:

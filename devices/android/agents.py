@@ -23,7 +23,9 @@ from edgewatt.harness.api import Exit, HarnessError, TransientError
 if TYPE_CHECKING:
     from edgewatt.devices.android.transport import Adb
 
-HEARTBEAT_S = 60.0  # an agent whose harness has been silent for so long ends by itself
+# An agent whose harness has been silent for so long ends by itself. A link that is found anew as late as may be, with a
+# beat due when it was lost (BEAT_S) and a first command that the daemon swallows, makes a silence of 80 s.
+HEARTBEAT_S = 90.0
 FIRST_S = 5.0  # an agent greets at once: one whose stream is silent for so long is heard through its spool
 QUIET_S = 10.0  # one that falls silent for so long is looked after: its stream may be dead, and its spool not
 ASK_S = 1.0  # between two looks into the spool of an agent whose link was lost: each costs the phone some milliseconds

@@ -173,7 +173,7 @@ class Adb(Transport):
         Without an agent by /proc/uptime, which counts in 10 ms: that is added to the bound.
         """
         if self.agent is not None:
-            return clocks.offset(pings(self.start("clock", {"ping": True}), self.name, now_ns))
+            return clocks.offset(pings(functools.partial(self.start, "clock", {"ping": True}), self.name, now_ns))
         offset = clocks.offset(self._pings_by_uptime())
         half_s = UPTIME_STEP_S / 2  # it is cut, so the true time is half a step later on average
         return ClockOffset(offset.offset_s + half_s, offset.bound_s + half_s, offset.drift, offset.at_s, offset.n)
@@ -257,7 +257,9 @@ class Adb(Transport):
         """Whether the phone has started anew since that `boot`; TransientError if it cannot be asked."""
         boot, uptime_s, at_s = since
         now, uptime_now_s, now_s = found = self._boot_now()
-        has = now != boot or uptime_now_s < uptime_s + (now_s - at_s) * 0.999 - RESTARTED_S
+        # The uptime decides only where there is no id: an answer that was long on its way makes it look too small.
+        is_behind = uptime_now_s < uptime_s + (now_s - at_s) * 0.999 - RESTARTED_S
+        has = now != boot if now and boot else is_behind
         if has:
             self.boot = found  # agents that are started from here on belong to this one
         return has
@@ -288,7 +290,7 @@ class Adb(Transport):
         while not closing.wait(BEAT_S):
             if any(not agent.has_ended for agent in self._started):
                 with suppress(HarnessError):
-                    self.shell('echo "$2" >"$1"', path, secrets.token_hex(4), timeout_s=10)
+                    self.shell('echo "$2" >"$1"', path, secrets.token_hex(4), timeout_s=10, tries=TRIES)
 
     def _pings_by_uptime(self) -> list[tuple[float, float, float]]:
         told = []

@@ -156,6 +156,28 @@ def test_addresses_are_hosts_or_serials() -> None:
 # keys
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (("a", 500.0, 1000.0), ("a", 600.0, 1100.0), False),
+        (("a", 500.0, 1000.0), ("a", 600.0, 1112.0), False),  # the answer was 12 s on its way
+        (("a", 500.0, 1000.0), ("b", 600.0, 1100.0), True),
+        (("", 500.0, 1000.0), ("", 600.0, 1100.0), False),
+        (("", 500.0, 1000.0), ("", 20.0, 1100.0), True),
+        (("a", 500.0, 1000.0), ("", 20.0, 1100.0), True),
+    ],
+)
+def test_phone_has_restarted_where_its_boot_is_another(
+    before: tuple[str, float, float],
+    now: tuple[str, float, float],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    phone = Adb("127.0.0.1:5555")
+    monkeypatch.setattr(phone, "_boot_now", lambda: now)
+    assert phone.has_restarted(before) is expected
+
+
 def test_keys_are_made_once_and_for_their_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("ADB_VENDOR_KEYS", raising=False)

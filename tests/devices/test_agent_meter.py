@@ -42,11 +42,11 @@ def test_integers_of_the_files_become_si_values(here: Any, tmp_path: Path) -> No
     (tmp_path / "uj").write_text("262143328850\n")
     meter = AgentMeter(here, "board", [POWER, ENERGY], job(tmp_path / "uw", tmp_path / "uj"), [1e-6, 1e-6])
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
-    trace = sampled_for(meter, 0.3)
+    trace = sampled_for(meter, 0.5)
     assert (trace.meter, trace.clock, trace.channels) == ("board", "boottime", (POWER, ENERGY))
     assert np.unique(trace.column("VDD_IN")) == pytest.approx(5.12)
     assert np.unique(trace.column("package-0")) == pytest.approx(262143.328850)
-    assert len(trace.t_s) > 30 and (np.diff(trace.t_s) > 0).all()
+    assert len(trace.t_s) > 20 and (np.diff(trace.t_s) > 0).all()
     assert before < trace.t_s[0] < trace.t_s[-1] < time.clock_gettime(time.CLOCK_BOOTTIME)
     assert "ended" not in trace.facts and trace.facts["errors"] == {} and trace.facts["missing"] == 0
 
@@ -116,7 +116,7 @@ def test_agent_killed_midway_leaves_its_samples_and_the_reason(here: Any, tmp_pa
     (tmp_path / "a").write_text("1")
     meter = AgentMeter(here, "m", [POWER], job(tmp_path / "a"))
     meter.start()
-    time.sleep(0.2)
+    time.sleep(0.6)
     assert meter._process is not None
     os.kill(meter._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     time.sleep(0.1)
@@ -127,8 +127,8 @@ def test_agent_killed_midway_leaves_its_samples_and_the_reason(here: Any, tmp_pa
 
 def test_sampling_that_ended_by_itself_says_so(here: Any, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    trace = sampled_for(AgentMeter(here, "m", [POWER], job(tmp_path / "a", duration_s=0.05)), 0.3)
-    assert trace.facts["ended"] == "done" and trace.t_s[-1] - trace.t_s[0] < 0.2
+    trace = sampled_for(AgentMeter(here, "m", [POWER], job(tmp_path / "a", duration_s=0.05)), 1.0)
+    assert trace.facts["ended"] == "done" and trace.t_s[-1] - trace.t_s[0] < 0.5
 
 
 def test_meter_may_be_started_again_and_stopped_twice(here: Any, tmp_path: Path) -> None:

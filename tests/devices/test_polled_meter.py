@@ -109,6 +109,33 @@ def test_started_again_it_begins_anew_and_stop_twice_is_harmless() -> None:
     assert meter.stop().t_s[0] > first.t_s[-1]
 
 
+def test_reading_that_hangs_does_not_reach_into_the_next_sampling() -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    class Hanging(Counting):
+        first_sample_s = 0.3
+
+        def read(self) -> Sequence[float]:
+            if self.k == 2:
+                hangs.set()
+                goes_on.wait()
+            return super().read()
+
+    meter = Hanging()
+    meter.start()
+    hangs.wait()
+    trace = meter.stop()
+    assert list(trace.values[:, 0]) == [0, 1, 2] and "did not return within 0.3 s" in trace.facts["ended"]
+    with pytest.raises(HarnessError, match="counting: a reading that was begun before has not returned"):
+        meter.start()
+    goes_on.set()
+    assert meter._left
+    meter._left.join()
+    meter.start()
+    after = meter.stop()
+    assert after.values[0, 0] > 3 and (np.diff(after.t_s) > 0).all() and "ended" not in after.facts
+
+
 def test_late_reading_does_not_delay_the_next() -> None:
     class Slow(Counting):
         def read(self) -> Sequence[float]:

@@ -17,7 +17,7 @@ import pytest
 
 from edgewatt.devices import transport
 from edgewatt.devices.transport import LocalAgent, Subprocess
-from edgewatt.harness.api import HarnessError, UsageError
+from edgewatt.harness.api import Exit, HarnessError, TransientError, UsageError
 from support.agents import alive, wait_gone
 
 
@@ -443,3 +443,71 @@ def test_without_room_for_temporary_files_it_says_so_in_one_line(
     monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(UsageError, match=r"No such file or directory: .*gone.*; make room there, or set TMPDIR"):
         here.start("hello", {})
+
+
+def test_whoever_listens_hears_of_the_end_whatever_befalls_the_reader() -> None:
+    class Full(LocalAgent):
+        def _after_last(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    kept: list[object] = []
+    before, threading.excepthook = threading.excepthook, lambda arguments: kept.append(arguments.exc_value)
+    try:
+        agent = Full([sys.executable, "-c", 'print(\'{"event": "hello"}\')'], dict(os.environ))
+        assert [said["event"] for said in agent.events(10)] == ["hello"]
+        agent.stop()
+    finally:
+        threading.excepthook = before
+    assert [str(error) for error in kept] == ["[Errno 28] No space left on device"]
+
+
+def test_interrupted_while_a_setting_is_put_back_it_is_put_back_all_the_same(here: Subprocess, tmp_path: Path) -> None:
+    path = tmp_path / "mode"
+    path.write_text("as found")
+    params = {"path": str(path), "leaving": "wait", "seconds": 4}
+    with pytest.raises(KeyboardInterrupt), here.hold("support.fake_functions:setting", params):
+        assert path.read_text() == "set"
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert path.read_text() == "as found"
+
+
+class Clocks:
+    """`clock` agents, one after the other: each says this."""
+
+    def __init__(self, *said: list[str]) -> None:
+        self.said, self.stopped = list(said), 0
+
+    def start(self) -> "Clocks":
+        self.events_ = [
+            {"event": e, "t_ns": k} if e == "clock" else {"event": e} for k, e in enumerate(self.said.pop(0))
+        ]
+        return self
+
+    def events(self, silence_s: float | None = None) -> Iterator[dict[str, Any]]:
+        yield from self.events_
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def stop(self, grace_s: float = 5.0) -> Exit:
+        self.stopped += 1
+        return Exit(0, None, "")
+
+
+ANSWERS = ["hello", *["clock"] * transport.PINGS]
+
+
+@pytest.mark.parametrize(
+    "said", [[ANSWERS], [["hello", "waiting", *ANSWERS[1:]]], [["hello", "clock"], ANSWERS], [[], ANSWERS]]
+)
+def test_one_clock_that_does_not_answer_is_asked_once_more(said: list[list[str]]) -> None:
+    clocks = Clocks(*said)
+    assert len(transport.pings(clocks.start, "board", time.monotonic_ns)) == transport.PINGS
+    assert clocks.stopped == len(said)
+
+
+def test_clock_that_answers_neither_time_is_told() -> None:
+    clocks = Clocks(["hello"], ["hello", "clock"])
+    with pytest.raises(TransientError, match="board: its clock does not answer"):
+        transport.pings(clocks.start, "board", time.monotonic_ns)
+    assert clocks.stopped == 2

@@ -18,7 +18,7 @@
 namespace edgewatt {
 namespace {
 
-constexpr int watch_ms = 500;                             // how often a thread looks, for work too long to look itself
+constexpr int look_ms = look_ns / 1'000'000;
 constexpr int64_t grace_ns = second_ns;                   // for the work to end by itself, once the harness has gone
 constexpr int64_t deaf_ns = 2 * second_ns;                // asked to end, the agent waits so long for a reader
 constexpr int64_t deaf_at_end_ns = 10 * second_ns;        // and where only a beat file counts, so long at the very end
@@ -218,7 +218,7 @@ void Agent::pump() {
         if (out_ < 0) return;
         pollfd out{out_, POLLOUT, 0};
         guard.unlock();
-        poll(&out, 1, static_cast<int>(look_ns / 1'000'000));
+        poll(&out, 1, look_ms);
         guard.lock();
         write_out_locked();
     }
@@ -247,33 +247,24 @@ void Agent::drain() {
 Stopping Agent::stopping() const { return static_cast<Stopping>(asked.load(std::memory_order_relaxed)); }
 
 Stopping Agent::look() {
-    if (stopping() != orphaned && ((beat_file_.empty() && getppid() != parent_) || is_silent())) asked = orphaned;
+    if (stopping() != orphaned && beat_file_.empty() && getppid() != parent_) asked = orphaned;
     return stopping();
 }
 
-// A beat that has come and was not read yet counts: this process may have been held up, and not the harness.
-bool Agent::is_silent() {
-    pollfd in{in_, POLLIN, 0};
-    if (!is_overdue() || (beat_file_.empty() ? poll(&in, 1, 0) > 0 : has_new_beat())) return false;
-    return is_overdue();  // another thread may just have taken the beat
-}
-
-bool Agent::is_overdue() const { return silence_ns_ && awake_ns() - heard_ns_ > silence_ns_; }
-
-// Whether the beat file says something else than before.
-bool Agent::has_new_beat() {
-    const std::lock_guard<std::mutex> guard(beat_lock_);
+// Takes a beat file that says something else than before for a beat.
+void Agent::look_for_beat() {
     char content[256];
     const int fd = open(beat_file_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return false;
+    if (fd < 0) return;
     const ssize_t n = read(fd, content, sizeof content);
     close(fd);
     // Empty between a writer's truncating it and its writing: no beat in itself.
-    if (n <= 0 || last_beat_ == std::string_view(content, static_cast<std::size_t>(n))) return false;
+    if (n <= 0 || last_beat_ == std::string_view(content, static_cast<std::size_t>(n))) return;
     last_beat_.assign(content, static_cast<std::size_t>(n));
     heard_ns_ = awake_ns();
-    return true;
 }
+
+bool Agent::is_overdue() const { return silence_ns_ && awake_ns() - heard_ns_ > silence_ns_; }
 
 void Agent::watch(double silence_s, const std::string& beat_file, bool listens) {
     heard_ns_ = awake_ns();
@@ -283,7 +274,7 @@ void Agent::watch(double silence_s, const std::string& beat_file, bool listens) 
         int early = orphaned;
         asked.compare_exchange_strong(early, going);
         beat_file_ = beat_file;
-        has_new_beat();
+        look_for_beat();
         heard_ns_ = awake_ns();
     }
     silence_ns_ = ns(silence_s);
@@ -299,8 +290,12 @@ void Agent::watch(double silence_s, const std::string& beat_file, bool listens) 
 void Agent::watch_until_gone() {
     std::string rest;
     while (look() != orphaned) {
-        if (!listens_ || in_ < 0 || !listen(rest)) poll(nullptr, 0, watch_ms);
-        if (!beat_file_.empty()) has_new_beat();
+        // A beat may be late because this process or the whole machine was held up: only who is silent at a second look
+        // too, after time for what was held up, has gone.
+        const bool was_overdue = is_overdue();
+        if (!listens_ || in_ < 0 || !listen(rest)) poll(nullptr, 0, look_ms);
+        if (!beat_file_.empty()) look_for_beat();
+        if (was_overdue && is_overdue()) asked = orphaned;
     }
     const timespec grace = as_timespec(grace_ns);
     nanosleep(&grace, nullptr);
@@ -312,7 +307,6 @@ void Agent::watch_until_gone() {
 ssize_t Agent::heard(char* into, std::size_t size, int timeout_ms) {
     pollfd in{in_, POLLIN, 0};
     if (poll(&in, 1, timeout_ms) <= 0) return -1;
-    if (beat_file_.empty()) heard_ns_ = awake_ns();  // before it is taken: see is_silent
     const ssize_t n = read(in.fd, into, size);
     if (n < 0) return errno == EAGAIN || errno == EINTR ? -1 : 0;  // it may be the same socket as stdout
     return n;
@@ -321,13 +315,14 @@ ssize_t Agent::heard(char* into, std::size_t size, int timeout_ms) {
 // Takes what came on stdin after `rest`, the beginning of a line; false if there is nothing to listen to any more.
 bool Agent::listen(std::string& rest) {
     char said[4096];
-    const ssize_t n = heard(said, sizeof said, watch_ms);
+    const ssize_t n = heard(said, sizeof said, look_ms);
     if (n < 0) return true;
     if (n == 0) {
         if (beat_file_.empty()) asked = orphaned;
         in_ = -1;
         return false;
     }
+    if (beat_file_.empty()) heard_ns_ = awake_ns();
     rest.append(said, static_cast<std::size_t>(n));
     for (std::size_t end; (end = rest.find('\n')) != std::string::npos; rest.erase(0, end + 1))
         if (rest.compare(0, end, "stop") == 0) on_stop(0);

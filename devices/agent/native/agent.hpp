@@ -83,9 +83,8 @@ public:
     void end_group();
 
 private:
-    bool is_silent();
     bool is_overdue() const;
-    bool has_new_beat();
+    void look_for_beat();
     bool listen(std::string& rest);
     void watch_until_gone();
     void pump();
@@ -95,10 +94,10 @@ private:
     std::string verb_, spool_path_, beat_file_, last_beat_;
     pid_t parent_;
     bool owns_group_;
-    std::atomic<int64_t> heard_ns_{0}, silence_ns_{0};  // a silence of 0: nothing is to be heard
+    int64_t heard_ns_ = 0, silence_ns_ = 0;  // a silence of 0: nothing is to be heard
     std::atomic<int> in_{0};
     bool listens_ = false;
-    std::mutex beat_lock_, lock_;
+    std::mutex lock_;
     std::condition_variable queued_, taken_;
     std::deque<std::string> queue_;  // what stdout has not taken yet
     std::size_t sent_ = 0;           // of its first line

@@ -465,7 +465,9 @@ void sample(Agent& agent, const json::Value& job) {
     std::unique_ptr<Batch> batch = frames.empty();
     while (true) {
         agent.sleep_until(start + static_cast<int64_t>(std::ceil(static_cast<double>(k) * period_ns)));
-        if (agent.stopping()) break;
+        // Asked to end, it reads once more: held up until now, it may not have read since what is measured was over.
+        const bool is_last = agent.stopping() != going;
+        if (is_last && (k == 0 || agent.stopping() == orphaned)) break;
         int64_t* row = batch->values.data() + batch->n * columns.size();
         int64_t* column = row;
         const int64_t before = now_ns();
@@ -491,10 +493,10 @@ void sample(Agent& agent, const json::Value& job) {
             agent.look();
             looked = after;
         }
-        if (after - start >= duration_ns) break;
         const int64_t due = std::max(k + 1, static_cast<int64_t>(static_cast<double>(before - start) / period_ns) + 1);
         skipped += due - k - 1;
         k = due;
+        if (is_last || after - start >= duration_ns) break;
     }
     frames.add(std::move(batch));
     frames.close();
