@@ -52,6 +52,7 @@ class Execution:
         self._tokens: list[int] = []  # that each works on
         self._mark = marking(now_ns, self._stamps, self._marked, self._tokens)
         self._item_ns = 0  # how long the last item took
+        self._items = 0  # of the part that is going on
         self._begin("load", 0)
 
     def whole(self) -> None:
