@@ -71,3 +71,17 @@ def test_governor_that_does_not_stay_is_an_error_and_the_others_are_put_back(tmp
     with pytest.raises((HarnessError, UsageError)), Host(sysfs=str(tmp_path)).controls({"governor": "performance"}):
         pass
     assert files[0].read_text().strip() == "schedutil"
+
+
+def test_another_run_that_holds_it_is_not_disturbed(tmp_path: Path) -> None:
+    files, first, second = machine(tmp_path), Host(sysfs=str(tmp_path)), Host(sysfs=str(tmp_path))
+    with first.controls({"governor": "performance"}):
+        with (
+            pytest.raises(UsageError, match="another edgewatt holds policy0; wait for its end"),
+            second.controls({"governor": "powersave"}),
+        ):
+            pass
+        assert held(files) == ["performance", "performance"]
+    with second.controls({"governor": "powersave"}):
+        assert held(files) == ["powersave", "powersave"]
+    assert held(files) == ["schedutil", "powersave"]
