@@ -169,7 +169,7 @@ class Ssh(Transport):
 
     def clock_offset(self) -> ClockOffset:
         """The board's clock minus ours, from the quickest of some round trips."""
-        return clocks.offset(pings(self.start("clock", {"ping": True}), self.name, now_ns))
+        return clocks.offset(pings(functools.partial(self.start, "clock", {"ping": True}), self.name, now_ns))
 
     def close(self) -> None:
         if self._socket is None:
@@ -331,21 +331,32 @@ class SshAgent(LocalAgent):
         self._ssh, self._spool, self._bytes = ssh, spool, 0
         self._has_heart, self._is_killed = has_heart, False
         self._began: re.Match[bytes] | None = None
+        self._speaking, self._is_over = threading.Lock(), threading.Event()
         super().__init__(command, _environment(), subprocess.PIPE)
         self.write(job)
+        self._heart = threading.Thread(target=self._beat, name=f"heart of {self.pid}", daemon=True)
         if has_heart:
-            threading.Thread(target=self._beat, name=f"heart of {self.pid}", daemon=True).start()
+            self._heart.start()
 
     def write(self, data: bytes) -> None:
         """To the agent's stdin; nothing if it has ended."""
         assert self._process.stdin
-        with suppress(OSError, ValueError):
+        # Not while it is closed: the number of its descriptor may be another file's by the time of the writing.
+        with self._speaking, suppress(OSError, ValueError):
             self._process.stdin.write(data)
 
     def _beat(self) -> None:
         while not self._has_ended():
             self.write(b"\n")
-            time.sleep(BEAT_S)
+            if self._is_over.wait(BEAT_S):
+                return
+
+    def _stop(self, grace_s: float) -> Exit:
+        end = super()._stop(grace_s)  # the heart goes on meanwhile: what is put back on the board takes its time
+        self._is_over.set()
+        if self._has_heart:
+            self._heart.join()
+        return end
 
     def _ask_to_end(self) -> None:
         if self._has_heart:
@@ -361,7 +372,7 @@ class SshAgent(LocalAgent):
 
     def _close_stdin(self) -> None:
         assert self._process.stdin
-        with suppress(OSError):
+        with self._speaking, suppress(OSError):
             self._process.stdin.close()
 
     def _heard(self, data: bytes) -> None:
