@@ -13,7 +13,8 @@ from edgewatt.harness.api import HarnessError, TransientError
 
 _MOST = 64 << 10  # bytes of one piece, as the protocol says
 _REGULAR = 0o100000
-SILENCE_S = 60.0
+ANSWER_S = 15.0  # for the first word: a daemon that swallowed the request never says one, and it can be made again
+SILENCE_S = 60.0  # in the middle of a file
 
 
 def push(link: Link, source: Path, remote: str, mode: int = 0o644) -> None:
@@ -84,16 +85,18 @@ class _Inbox:
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self._rest = stream, bytearray()
+        self._limit_s = ANSWER_S
 
     def take(self, count: int) -> bytes:
         while len(self._rest) < count:
             try:
-                data = self._stream.read(SILENCE_S)
+                data = self._stream.read(self._limit_s)
             except TimeoutError as error:
                 raise TransientError(f"the phone stopped in the middle of a file ({error})") from error
             if data is None:
                 raise TransientError("the link was lost in the middle of a file")
             self._rest += data
+            self._limit_s = SILENCE_S
         found = bytes(self._rest[:count])
         del self._rest[:count]
         return found

@@ -257,9 +257,10 @@ class Adb(Transport):
         """Whether the phone has started anew since that `boot`; TransientError if it cannot be asked."""
         boot, uptime_s, at_s = since
         now, uptime_now_s, now_s = found = self._boot_now()
-        # The uptime decides only where there is no id: an answer that was long on its way makes it look too small.
+        # An uptime that has not grown as it should decides only where there is no id: an answer that was long on its
+        # way makes it look too small. One that is less than it was has begun anew, whatever the id says.
         is_behind = uptime_now_s < uptime_s + (now_s - at_s) * 0.999 - RESTARTED_S
-        has = now != boot if now and boot else is_behind
+        has = uptime_now_s < uptime_s or (now != boot if now and boot else is_behind)
         if has:
             self.boot = found  # agents that are started from here on belong to this one
         return has

@@ -1,19 +1,22 @@
 """Phones over adb, emulated: commands, files, and agents through what happens to a link."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgewatt.devices.android import agents
+from edgewatt.devices.android import agents, sync
+from edgewatt.devices.android.link import Link, Stream
 from edgewatt.devices.android.shell import TRIES
 from edgewatt.devices.android.transport import Adb
 from edgewatt.harness.api import HarnessError, TransientError, UsageError
@@ -31,7 +34,9 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("keys") / "adbkey"
 
 
-@pytest.fixture(scope="module", params=PROTOS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(p, marks=pytest.mark.soak if p == "shell_v2" else ()) for p in PROTOS]
+)
 def proto_phone(request: pytest.FixtureRequest) -> Iterator[Phone]:
     with Phone("pixel8", proto=request.param) as running:
         yield running
@@ -305,19 +310,47 @@ def test_transfer_that_breaks_is_begun_again(key: Path, tmp_path: Path) -> None:
         assert adb.shell("ls /data/local/tmp/edgewatt/files | wc -l").text.strip() == "1"
 
 
+def test_transfer_that_the_daemon_swallows_is_begun_again(
+    phone: Phone, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other one is opened and then never answered."""
+    monkeypatch.setattr(sync, "ANSWER_S", 0.5)
+    waited_s: list[float] = []
+    numbers, opened = itertools.count(), Link.open
+
+    def silent(timeout_s: float) -> bytes:
+        waited_s.append(timeout_s)
+        time.sleep(timeout_s)
+        raise TimeoutError
+
+    def swallowing(link: Link, service: str) -> Stream | None:
+        stream = opened(link, service)
+        if service == "sync:" and next(numbers) % 2 == 0:
+            monkeypatch.setattr(stream, "read", silent)
+        return stream
+
+    monkeypatch.setattr(Link, "open", swallowing)
+    (tmp_path / "file").write_bytes(os.urandom(50_000))
+    (tmp_path / "back").mkdir()
+    with Adb(phone.address, key=key) as adb:
+        back = adb.get(adb.put(tmp_path / "file"), tmp_path / "back")
+        assert back.read_bytes() == (tmp_path / "file").read_bytes()
+    assert waited_s == [0.5, 0.5]
+
+
 def test_slow_link_works(key: Path, tmp_path: Path) -> None:
     file = tmp_path / "some"
     file.write_bytes(os.urandom(100_000))
     (tmp_path / "back").mkdir()
     with Phone("sm8350-inv") as phone, Adb(phone.address, key=key) as adb:
-        phone.fault("slow", 200)
+        phone.fault("slow", 60)
         assert adb.shell("exit 3").status == 3
         assert adb.get(adb.put(file), tmp_path / "back").read_bytes() == file.read_bytes()
 
 
 def test_restart_is_told_and_the_next_connection_works(key: Path) -> None:
     with Phone("sm8650") as phone, Adb(phone.address, key=key, agent=native()) as adb:
-        time.sleep(5)  # a phone that has just started looks like one that restarts
+        time.sleep(10)  # told by its uptime alone (its boot id is this machine's): that has to be more than afterwards
         sampler = adb.start("sample", COUNTING)
         [next(sampler.events(20)) for _ in range(3)]
         phone.fault("reboot", 2)
@@ -359,32 +392,24 @@ def test_phone_that_asks_is_explained_and_one_that_refuses_too(
 
 
 def test_four_phones_at_once_do_not_hear_each_other(key: Path, tmp_path: Path) -> None:
-    phones = [Phone(profile) for profile in ("pixel6", "pixel8", "sm8650", "sm8250-ma")]
-    heard: dict[int, tuple[set[str], list[dict[str, Any]]]] = {}
+    agent = native()  # compiled here, and not by four threads at once
 
-    def use(number: int) -> None:
-        with Adb(phones[number].address, key=key, agent=native()) as adb:
+    def use(number: int, address: str) -> tuple[set[str], list[dict[str, Any]]]:
+        with Adb(address, key=key, agent=agent) as adb:
             sampler = adb.start("sample", COUNTING)
-            texts = {adb.shell("getprop ro.product.device; echo $1", str(number)).text for _ in range(20)}
+            asked = "getprop ro.product.device; echo $1"
+            texts = {adb.shell(asked, str(number), tries=TRIES).text for _ in range(20)}
             file = tmp_path / f"f{number}"
             file.write_bytes(bytes([number]) * 500_000)
             (tmp_path / f"b{number}").mkdir()
             assert adb.get(adb.put(file), tmp_path / f"b{number}").read_bytes() == bytes([number]) * 500_000
             sampler.stop()
-            heard[number] = texts, rest(sampler)
+            return texts, rest(sampler)
 
-    try:
-        for held in phones:
-            held.up()
-        threads = [threading.Thread(target=use, args=(k,)) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    finally:
-        for held in phones:
-            held.down()
-    assert sorted(heard) == [0, 1, 2, 3]
-    for number, (texts, said) in heard.items():
+    with ExitStack() as stack:
+        four = stack.enter_context(ThreadPoolExecutor(4))  # left last: a phone that is gone ends who waits for it
+        phones = [stack.enter_context(Phone(profile)) for profile in ("pixel6", "pixel8", "sm8650", "sm8250-ma")]
+        heard = list(four.map(use, range(4), [phone.address for phone in phones], timeout=200))
+    for number, (texts, said) in enumerate(heard):
         whole(said)
         assert len(texts) == 1 and texts.pop().endswith(f"\n{number}\n")
