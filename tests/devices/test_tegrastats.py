@@ -214,15 +214,20 @@ Maker = Callable[[str], str]
 
 @pytest.fixture
 def made(tmp_path: Path) -> Iterator[Maker]:
-    """A program in tegrastats' place, called by its path, that does what the text says: `say(n)` prints a line."""
+    """A program in tegrastats' place, called by its path, that does what the text says: `say(n)` prints a line.
+
+    It goes on when what it wrote was read, so that lines come one by one, however slow their reader is.
+    """
 
     def make(text: str) -> str:
         path = tmp_path / "tegrastats"
         begins = f"""\
             #!{sys.executable}
-            import os, signal, sys, time
+            import fcntl, os, signal, sys, termios, time
             (open({str(tmp_path / "starts")!r}, "a")).write(f"{{os.getpid()}} {{' '.join(sys.argv[1:])}}\\n")
-            def write(text): sys.stdout.write(text), sys.stdout.flush()
+            def write(text):
+                sys.stdout.write(text), sys.stdout.flush()
+                while any(fcntl.ioctl(1, termios.FIONREAD, bytes(4))): time.sleep(0.001)
             def say(n): write({LINE!r}.format(n) + "\\n")
             """
         path.write_text(textwrap.dedent(begins) + textwrap.dedent(text))
@@ -271,7 +276,7 @@ def test_line_that_comes_in_pieces_is_one_reading(made: Maker) -> None:
     command = made("""
         text = "RAM 1/2MB CPU [1%@1] VDD_IN 5264mW/1mW\\n"
         for k in range(100):
-            write(text[:34]), time.sleep(0.05), write(text[34:]), time.sleep(0.05)
+            write(text[:34]), write(text[34:])
     """)
     stream = Tegrastats(["VDD_IN"], 100, command)
     try:
@@ -296,7 +301,7 @@ def test_nonsense_between_lines_is_passed_over(made: Maker) -> None:
 
 def test_program_that_ends_is_started_anew_and_told(made: Maker, tmp_path: Path) -> None:
     command = made("""
-        say(5), time.sleep(0.05), say(6), time.sleep(0.05)
+        say(5), say(6)
         write("RAM 1/2MB CPU [1%@1] VDD_IN 9999mW/1")  # torn by its end
     """)
     stream = Tegrastats(["VDD_IN"], 10, command)
@@ -311,7 +316,7 @@ def test_program_that_ends_is_started_anew_and_told(made: Maker, tmp_path: Path)
 
 
 def test_last_words_of_a_program_are_told(made: Maker) -> None:
-    command = made("say(5), time.sleep(0.05), print('out of luck', file=sys.stderr), sys.exit(3)")
+    command = made("say(5), print('out of luck', file=sys.stderr), sys.exit(3)")
     stream = Tegrastats(["VDD_IN"], 10, command)
     try:
         readings(stream, 2)
@@ -330,7 +335,7 @@ def test_program_that_falls_silent_is_started_anew(made: Maker, tmp_path: Path) 
     try:
         got = readings(stream, 2)
         assert [row for _, _, row in got] == [[pytest.approx(0.005)]] * 2
-        assert 3 < (got[1][0] - got[0][0]) * 1e-9 < 6  # the hole stays in the stamps
+        assert (got[1][0] - got[0][0]) * 1e-9 > 3  # the hole stays in the stamps
         assert stream.notes["restarts"] == 1 and "no line for 3" in stream.notes["why"][0]
     finally:
         stream.close()
@@ -374,7 +379,7 @@ def test_rails_that_are_not_there_are_named_beside_those_that_are(made: Maker) -
 
 def test_rails_that_vanish_are_missing_and_no_end(made: Maker) -> None:
     command = made("""
-        say(5), time.sleep(0.05)
+        say(5)
         while True: write("RAM 1/2MB CPU [1%@1]\\n"), time.sleep(0.05)
     """)
     stream = Tegrastats(["VDD_IN"], 50, command)
@@ -417,15 +422,18 @@ def test_its_pace_and_its_cost_are_told(made: Maker) -> None:
             say(k), time.sleep(0.02)
         time.sleep(600)
     """)
-    began = time.monotonic()
+    before_s = time.monotonic()
     stream = Tegrastats(["VDD_IN"], 40, command)
     try:
+        begun_s = time.monotonic()
         stamps_s = [t * 1e-9 for t, _, _ in readings(stream, 20)]
+        read_s = time.monotonic()
     finally:
         stream.close()
-    lasted_s = time.monotonic() - began
+    after_s = time.monotonic()
     assert stream.notes["interval_s"] == pytest.approx(np.median(np.diff(stamps_s)))
-    assert 0.39 / lasted_s < stream.notes["cost_cpu_s_per_s"] < (0.7 / lasted_s)  # beside it, a Python that starts
+    # Beside it, a Python that starts; it ran at least while it was read.
+    assert 0.39 / (after_s - before_s) < stream.notes["cost_cpu_s_per_s"] < 0.7 / (read_s - begun_s)
 
 
 def test_closing_twice_is_harmless(made: Maker) -> None:
@@ -469,7 +477,7 @@ def test_agent_finds_it_on_the_path_and_samples_it(made: Maker, tmp_path: Path, 
     agent = Plain("python", [python, str(AGENT)], tmp_path)
     agent.environment["PATH"] = f"{tmp_path}{os.pathsep}{agent.environment['PATH']}"
     params = {"rails": ["VDD_IN", "VDD_SOC"], "interval_ms": 20}
-    job = {"rate_hz": 50, "stream": "edgewatt.devices.agent.tegrastats:stream", "params": params, "duration_s": 0.5}
+    job = {"rate_hz": 50, "stream": "edgewatt.devices.agent.tegrastats:stream", "params": params, "duration_s": 2}
     (tmp_path / "edgewatt").mkdir()
     (tmp_path / "edgewatt" / "devices").symlink_to(AGENT.parents[1])  # and none of the packages beside it
     agent.environment["PYTHONPATH"] = str(tmp_path)
@@ -487,7 +495,7 @@ WATTS = (7.3, 1.9, 2.6, 0.9, 0.5, 0.4)
 
 
 @pytest.mark.needs_jetson_lab
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", [pytest.param(PROFILES[0], marks=pytest.mark.soak), *PROFILES[1:]])
 def test_constant_power_on_a_board_is_read_to_the_milliwatt(name: str, tmp_path: Path) -> None:
     channels = [c["label"] for monitor in board_profile(name)["monitors"] for c in monitor["channels"]]
     rails = [label for label in channels if label != "NC"]
@@ -495,7 +503,7 @@ def test_constant_power_on_a_board_is_read_to_the_milliwatt(name: str, tmp_path:
     agent = Plain("python", [], tmp_path)
     params = {"rails": rails, "interval_ms": 50}
     stream = "edgewatt.devices.agent.tegrastats:stream"
-    path = agent.job({"rate_hz": 20, "stream": stream, "params": params, "duration_s": 1.5})
+    path = agent.job({"rate_hz": 20, "stream": stream, "params": params, "duration_s": 4})
     with Bench("tegrastats", name, waves=waves, jtop=False) as bench:
         words = [sys.executable, str(AGENT), "sample", str(path)]
         done = bench.exec(words, env={**os.environ, "PYTHONPATH": str(AGENT.parents[3])})
