@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.needs_jetson_lab, pytest.mark.needs_serial_lab, pytest
 NANO = PROFILES[1]
 PERIOD_S = 2.5
 WAVE = {"kind": "square", "low": 4.0, "high": 9.0, "hz": 1 / PERIOD_S, "duty": 0.5}
-RUN = ("repeats=1", "idle_s=1", "window_s=10", "isolated_s=0", "warmup_min_s=0.2", "warmup_max_s=3")
+RUN = ("repeats=1", "idle_s=1", "window_s=5", "isolated_s=0", "warmup_min_s=0.2", "warmup_max_s=1")
 
 
 def in_step(bench: Bench, lab: Lab) -> None:
@@ -79,7 +79,7 @@ def test_same_power_has_ratio_one_a_gain_error_is_flagged_and_calibration_remove
             ratio, width = ratio_of(run)
             assert abs(ratio - 1.05) <= width
             assert "meters_disagree" in flags(run)
-            calibration = board.json("calibrate", "orin", "--seconds", "30")
+            calibration = board.json("calibrate", "orin", "--seconds", "20")
             found = {m["metric"]: m for m in calibration["measurements"]}
             gain = found["calibration_gain"]
             assert abs(gain["value"] - 1.05) < 0.005

@@ -269,7 +269,7 @@ class Streaming:
         said, _ = self.process.communicate(timeout=20)
         *samples, end = map(json.loads, said.splitlines())
         self.samples += samples
-        assert end["left"] == 0 and end["late_s"] < 1.0, end
+        assert end["left"] == 0 and end["late_s"] < 2.5, end
         held: dict[str, Any] = end
         return held
 
@@ -348,11 +348,17 @@ RAILS = {
 }
 
 
+def undisturbed(notes: dict[str, Any], interval_s: float) -> None:
+    """The notes of a stream that had its interval, and to which nothing happened."""
+    assert notes["interval_s"] == pytest.approx(interval_s, rel=0.05)
+    assert notes["interval_service_s"] == pytest.approx(interval_s)
+    assert (notes["restarts"], notes["why"], notes["other_client"]) == (0, [], False)
+    assert 0 < notes["service_cpu_s_per_s"] < 0.5
+
+
 @lab
-@pytest.mark.parametrize(
-    "name",
-    [PROFILES[1], pytest.param(PROFILES[0], marks=pytest.mark.soak), pytest.param(PROFILES[2], marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("name", PROFILES)
 def test_constant_and_sine_are_within_a_percent_of_the_truth(name: str) -> None:
     steady, wavy = RAILS[name]
     waves = {
@@ -368,11 +374,7 @@ def test_constant_and_sine_are_within_a_percent_of_the_truth(name: str) -> None:
         truth = bench.truth(stream.t_s[0], stream.t_s[-1])["rails"]
     assert stream.joules(0) == pytest.approx(truth[steady]["joules"], rel=0.01)
     assert stream.joules(1) == pytest.approx(truth[wavy]["joules"], rel=0.01)
-    notes = end["notes"]
-    assert notes["interval_s"] == pytest.approx(0.4618, rel=0.05)
-    assert notes["interval_service_s"] == pytest.approx(0.4618)
-    assert (notes["restarts"], notes["why"], notes["other_client"]) == (0, [], False)
-    assert 0 < notes["service_cpu_s_per_s"] < 0.5
+    undisturbed(end["notes"], 0.4618)
 
 
 @lab
@@ -381,7 +383,7 @@ def test_rails_were_read_within_the_time_that_a_sample_states() -> None:
     with Bench("jtop", "orin-nano-8gb-jp6", waves={"VDD_IN": slow}, ideal=True) as bench:
         stream = Streaming(bench, 0.5, ["VDD_IN"])
         stream.take(12)
-        stream.stop()
+        undisturbed(stream.stop()["notes"], 0.5)
         epoch_s = bench.epoch_s()
     for t_ns, length_ns, (power_w,) in stream.samples:
         assert power_w is not None
@@ -480,7 +482,7 @@ def test_session_ends_with_the_process_that_opened_it(orin: Bench) -> None:
 
 
 @lab
-@pytest.mark.parametrize("theirs_s", [2.0, 0.25])
+@pytest.mark.parametrize("theirs_s", [2.0, pytest.param(0.25, marks=pytest.mark.soak)])
 def test_interval_of_another_client_is_told(orin: Bench, theirs_s: float) -> None:
     """A client's own loop would end by itself here: nothing comes for three of its intervals of 0.4618 s."""
     code = (

@@ -139,17 +139,16 @@ def test_reading_that_hangs_does_not_reach_into_the_next_sampling() -> None:
 def test_late_reading_does_not_delay_the_next() -> None:
     class Slow(Counting):
         def read(self) -> Sequence[float]:
-            if self.k == 4:
+            if self.k == 19:
                 time.sleep(0.022)
             return super().read()
 
     meter = Slow()
     meter.start()
-    wait_for(meter, 30)
+    wait_for(meter, 40)
     trace = meter.stop()
-    offset_s = (trace.t_s - trace.t_s[0] + 0.0025) % 0.005 - 0.0025
-    assert abs(np.median(offset_s[10:30])) < 0.001
-    assert np.diff(trace.t_s)[4:].max() < 0.04
+    offset_s = (trace.t_s - trace.t_s[0] + 0.0025) % 0.005 - 0.0025  # against a timetable of 5 ms
+    assert abs(np.median(offset_s[21:40]) - np.median(offset_s[:20])) < 0.001
 
 
 WITHOUT_BOOTTIME = """

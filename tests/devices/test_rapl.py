@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_psys_below_its_packages_is_not_believed(tmp_path: Path) -> None:
         r"RAPL: psys shows (\S+) W, less than the packages it contains \((\S+) W\); left out", problems(tree)[0]
     )
     assert said is not None
-    assert [float(watts) for watts in said.groups()] == pytest.approx([4, 10], rel=0.2)  # probed for 0.3 s, live
+    assert [float(watts) for watts in said.groups()] == pytest.approx([4, 10], rel=0.4)  # probed for 0.3 s, live
 
 
 def test_mmio_zone_of_the_same_package_is_counted_once(tmp_path: Path) -> None:
@@ -172,20 +173,19 @@ def test_machine_without_rapl_says_so(tmp_path: Path) -> None:
 
 def test_wrapping_counter_sampled_by_the_agent_adds_up_to_the_true_energy(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
-    feed = tree.rapl([Wave("square", 5, 25, 0.2)], range_uj=4_000_000, start_uj=3_500_000)["package-0"]
-    with tree.live(), Host(sysfs=str(tmp_path)) as host:
+    feed = tree.rapl([Wave("square", 5, 25, 0.2)], range_uj=8_000_000, start_uj=7_500_000)["package-0"]
+    with tree.live() as live, Host(sysfs=str(tmp_path)) as host:
         (meter,) = Rapl.found_on(host)
-        trace = sampled(meter, 0.8)
-    steps = np.diff(trace[1])
+        t_s, joules = sampled(meter, 1.5)
+    steps = np.diff(joules)
     wraps = int((steps < 0).sum())
-    assert wraps >= 2  # 15 W over 0.8 s are 12 J: round after 0.5 J, and then every 4 J
-    assert steps.sum() + 4.0 * wraps == pytest.approx(feed.wave.joules(trace[0][0], trace[0][-1]), rel=0.01)
+    assert wraps >= 2  # 15 W over 1.5 s are 22 J: round after 0.5 J, and then every 8 J
+    true_j, late_j = feed.wave.joules(t_s[0], t_s[-1]), 25 * live.late_s(t_s[0], t_s[-1])
+    assert abs(steps.sum() + 8.0 * wraps - true_j) <= 0.01 * true_j + late_j
 
 
 def sampled(meter: Meter, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     """Times and values of a meter's only channel over some seconds."""
-    import time
-
     meter.start()
     time.sleep(seconds)
     trace = meter.stop()

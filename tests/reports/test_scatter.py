@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewatt.harness.api import Flag, Measurement, RunError
@@ -33,6 +33,7 @@ def test_two_runs_at_the_same_place_are_both_on_the_front():
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=30))
+@settings(deadline=None)
 def test_front_is_what_pairwise_comparison_leaves(points):
     def is_beaten(p):
         return any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)

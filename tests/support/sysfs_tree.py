@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 WIDTH = 16  # bytes of a living file
+LATE, LATE_S = "late", 0.003  # where the writer notes that this machine kept it from renewing a file, and from when on
+RIM_S = 0.02  # the readings beside the edge of a window tell what is at the edge
 
 
 def now_s() -> float:
@@ -269,6 +271,11 @@ class Live:
             self.stop()
             raise RuntimeError(f"no living tree at {self.root}")
 
+    def late_s(self, start_s: float, end_s: float) -> float:
+        """For how long a file showed what was, and not what is, in that time and just before and after."""
+        late = [map(float, line.split()) for line in (self.root / LATE).read_text().splitlines()]
+        return sum(until - due for due, until in late if until > start_s - RIM_S and due < end_s + RIM_S)
+
     def stop(self) -> None:
         """Ends the process; twice is harmless."""
         self.process.terminate()
@@ -299,13 +306,16 @@ def write(root: Path) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(5))
     cells = [Cell(f.path) for f in feeds]
     due_s = [now_s()] * len(feeds)
+    late = (root / LATE).open("w", buffering=1)
     is_ready, parent = False, os.getppid()
     while os.getppid() == parent:
-        t = now_s()
+        t, first_due_s = now_s(), min(due_s, default=math.inf)
         for k, feed in enumerate(feeds):
             if t >= due_s[k]:
                 cells[k].store(feed.value(begin_s, now_s()))
                 due_s[k] += feed.update_s * (1 + (t - due_s[k]) // feed.update_s)
+        if now_s() - first_due_s > LATE_S:
+            late.write(f"{first_due_s} {now_s()}\n")
         if not is_ready:
             is_ready = True
             print("ready", flush=True)

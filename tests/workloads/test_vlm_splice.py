@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
@@ -153,6 +153,7 @@ def test_wrong_number_of_pictures_is_one_clear_line(system, ids, pictures, messa
     side=st.sampled_from(["left", "right"]),
     limit=st.none() | st.integers(1, 20),
 )
+@settings(deadline=None)
 def test_lengths_order_and_padding_hold_for_any_batch(rows, tokens, system, side, limit):
     width = max(map(len, rows))
     ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])
