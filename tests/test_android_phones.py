@@ -273,7 +273,7 @@ CASES = {
     "counters restarted": Case("pixel6", ("counter-reset",), options={"root": True}),
     "charged": Case("sm8250-ma", ("battery-charging",), after=("battery-charging", "off")),
     # Its uptime alone tells of it (its boot id is this machine's): that has to be more before than afterwards.
-    "restarted": Case("pixel7", ("reboot", 2), status=1, up_s=10),
+    "restarted": Case("pixel7", ("reboot", 2), status=1, up_s=25),
     "denied": Case("pixel6", ("permission-denied",), after=("permission-denied", "off")),
 }
 
