@@ -47,13 +47,10 @@ class Lab:
             pytest.skip(f"no emulated serial meters at {LAB}; set EDGEWATT_SHARED")
         self._folder = tempfile.mkdtemp(prefix="edgewatt-serial-")
         try:
-            up = json.loads(self._run("up", self.name, *self._words))
+            self.port = str(json.loads(self._run("up", self.name, *self._words))["port"])
         except BaseException:
             self.__exit__()
             raise
-        self.port = str(up["port"])
-        with suppress(OSError):  # a real meter keeps its pace however busy this machine is
-            os.sched_setscheduler(up["pid"], os.SCHED_FIFO, os.sched_param(5))
         return self
 
     def __exit__(self, *_: object) -> None:
