@@ -461,6 +461,15 @@ def test_whoever_listens_hears_of_the_end_whatever_befalls_the_reader() -> None:
     assert [str(error) for error in kept] == ["[Errno 28] No space left on device"]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where these tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupted_while_a_setting_is_put_back_it_is_put_back_all_the_same(here: Subprocess, tmp_path: Path) -> None:
     path = tmp_path / "mode"
     path.write_text("as found")
