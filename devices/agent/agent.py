@@ -154,8 +154,7 @@ class Agent:
     def _look_for_beat(self) -> None:
         """Takes a beat file that says something else than before for a beat."""
         try:
-            with open(self._beat_file, "rb") as file:  # noqa: PTH123 - it is short, and read often
-                beat = file.read(256)
+            beat = Path(self._beat_file).read_bytes()
         except OSError:
             return
         if beat and beat != self._beat:  # empty between a writer's truncating it and its writing
